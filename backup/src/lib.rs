@@ -1,0 +1,1 @@
+//! Stands by: store, replay, verify, detect failure, take over.

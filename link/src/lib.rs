@@ -1,0 +1,1 @@
+//! How two hosts talk: mutual TLS, handshake, heartbeats, failure detection, arbitration.

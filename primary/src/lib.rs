@@ -1,0 +1,1 @@
+//! Runs the machine live: record, checkpoint, ship, commit output.

@@ -1,0 +1,1 @@
+//! The log and checkpoints in a directory: append, rotate, recover, read.
