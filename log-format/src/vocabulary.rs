@@ -9,7 +9,9 @@ pub const SEMANTICS_VERSION: u32 = 1;
 
 /// A point of a machine's execution. Orders by `icount`, then by `time_ns`: while every
 /// hart waits, icount stands still and guest time moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Moment {
     /// Instructions retired since boot, all harts together.
     pub icount: u64,
@@ -19,13 +21,21 @@ pub struct Moment {
 
 impl Moment {
     /// The moment of power-on.
-    pub const BOOT: Moment = Moment { icount: 0, time_ns: 0 };
+    pub const BOOT: Moment = Moment {
+        icount: 0,
+        time_ns: 0,
+    };
     /// Later than every moment of an execution.
-    pub const END: Moment = Moment { icount: u64::MAX, time_ns: u64::MAX };
+    pub const END: Moment = Moment {
+        icount: u64::MAX,
+        time_ns: u64::MAX,
+    };
 }
 
 /// A place in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Position {
     /// Number of the primacy that wrote it.
     pub term: u64,
@@ -180,4 +190,38 @@ pub struct DiskBlock {
     pub index: u64,
     /// The contents.
     pub data: Bytes,
+}
+
+/// The small part of a checkpoint: everything but memory pages and disk blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointHead {
+    /// The machine it was taken from.
+    pub identity: MachineIdentity,
+    /// Where it was taken.
+    pub moment: Moment,
+    /// Outputs made before it, since boot.
+    pub outputs_before: u64,
+    /// Bytes of guest memory.
+    pub ram_bytes: u64,
+    /// Digest of the state it holds.
+    pub digest: Digest,
+    /// Harts and devices, in the machine's own MessagePack form.
+    #[serde(with = "serde_bytes")]
+    pub state: Vec<u8>,
+}
+
+/// Some pages and disk blocks of a checkpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPart {
+    /// Memory pages.
+    pub pages: Vec<Page>,
+    /// Disk blocks.
+    pub blocks: Vec<DiskBlock>,
+}
+
+impl CheckpointPart {
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty() && self.blocks.is_empty()
+    }
 }

@@ -1,6 +1,8 @@
 //! What a machine can do: all that the rest of the system knows of one.
 
-use log_format::{Digest, DiskBlock, Event, LoggedOutput, MachineIdentity, Moment, Page};
+use log_format::{
+    CheckpointHead, CheckpointPart, Digest, Event, LoggedOutput, MachineIdentity, Moment,
+};
 
 /// A deterministic machine.
 ///
@@ -94,45 +96,13 @@ pub enum Exit {
     },
 }
 
-/// The small part of a checkpoint: everything but memory pages and disk blocks.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CheckpointHead {
-    /// The machine it was taken from.
-    pub identity: MachineIdentity,
-    /// Where it was taken.
-    pub moment: Moment,
-    /// Outputs made before it, since boot.
-    pub outputs_before: u64,
-    /// Bytes of guest memory.
-    pub ram_bytes: u64,
-    /// Digest of the state it holds.
-    pub digest: Digest,
-    /// Harts and devices, in the machine's own MessagePack form.
-    #[serde(with = "serde_bytes")]
-    pub state: Vec<u8>,
-}
-
-/// Some pages and disk blocks of a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CheckpointPart {
-    /// Memory pages.
-    pub pages: Vec<Page>,
-    /// Disk blocks.
-    pub blocks: Vec<DiskBlock>,
-}
-
-impl CheckpointPart {
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty() && self.blocks.is_empty()
-    }
-}
-
 /// Why a checkpoint cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// Taken from another machine.
-    #[error("the checkpoint is of another machine: its {what} is {found}, here it is {expected}; start this side with the same configuration and images")]
+    #[error(
+        "the checkpoint is of another machine: its {what} is {found}, here it is {expected}; start this side with the same configuration and images"
+    )]
     Foreign {
         /// Which part of the identity differs.
         what: &'static str,
@@ -145,7 +115,9 @@ pub enum RestoreError {
     #[error("the checkpoint's machine state does not decode: {0}; take a new checkpoint")]
     Malformed(String),
     /// A page or block lies outside the machine.
-    #[error("the checkpoint holds {what} {index}, the machine has {limit}; start this side with the same memory and disks")]
+    #[error(
+        "the checkpoint holds {what} {index}, the machine has {limit}; start this side with the same memory and disks"
+    )]
     OutOfRange {
         /// "page" or "disk block".
         what: &'static str,
