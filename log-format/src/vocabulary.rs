@@ -9,9 +9,7 @@ pub const SEMANTICS_VERSION: u32 = 1;
 
 /// A point of a machine's execution. Orders by `icount`, then by `time_ns`: while every
 /// hart waits, icount stands still and guest time moves.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Moment {
     /// Instructions retired since boot, all harts together.
     pub icount: u64,
@@ -21,21 +19,13 @@ pub struct Moment {
 
 impl Moment {
     /// The moment of power-on.
-    pub const BOOT: Moment = Moment {
-        icount: 0,
-        time_ns: 0,
-    };
+    pub const BOOT: Moment = Moment { icount: 0, time_ns: 0 };
     /// Later than every moment of an execution.
-    pub const END: Moment = Moment {
-        icount: u64::MAX,
-        time_ns: u64::MAX,
-    };
+    pub const END: Moment = Moment { icount: u64::MAX, time_ns: u64::MAX };
 }
 
 /// A place in the log.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Position {
     /// Number of the primacy that wrote it.
     pub term: u64,

@@ -1,8 +1,6 @@
 //! What a machine can do: all that the rest of the system knows of one.
 
-use log_format::{
-    CheckpointHead, CheckpointPart, Digest, Event, LoggedOutput, MachineIdentity, Moment,
-};
+use log_format::{CheckpointHead, CheckpointPart, Digest, Event, LoggedOutput, MachineIdentity, Moment};
 
 /// A deterministic machine.
 ///

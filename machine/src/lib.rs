@@ -3,6 +3,8 @@
 //! Execution is a function of (initial state, log of events). No I/O, no clock, no thread:
 //! a driver decides how far to run, injects events, and carries outputs away.
 
+pub mod bus;
 mod contract;
+pub mod ram;
 
 pub use contract::*;

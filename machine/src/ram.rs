@@ -1,0 +1,239 @@
+//! Guest memory with a state per page: what the digest, a copy-on-write checkpoint and the
+//! decoded-block cache must know about writes is settled once per page, before the first
+//! write to it, and never again per store.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use log_format::Page;
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+/// Guest-physical address of the first byte of RAM, as on QEMU's `virt` board.
+pub const RAM_BASE: u64 = 0x8000_0000;
+/// Bytes of a page.
+pub const PAGE_BYTES: usize = 4096;
+/// Binary logarithm of [`PAGE_BYTES`].
+pub const PAGE_SHIFT: u32 = 12;
+
+/// Written since the last digest.
+const HASH_STALE: u8 = 1 << 0;
+/// Belongs to the checkpoint under way and was not taken yet.
+const COPY_PENDING: u8 = 1 << 1;
+/// Holds decoded code: a write must drop the blocks decoded from it.
+const CODE: u8 = 1 << 2;
+
+/// Guest memory.
+///
+/// A hart may cache the right to write to a page (a write TLB entry) only after
+/// [`Ram::prepare_write`] for that page, and only while [`Ram::write_generation`] stays the
+/// same.
+pub struct Ram {
+    bytes: Box<[u8]>,
+    flags: Box<[u8]>,
+    write_generation: u64,
+    /// Pages with code that were written to: blocks decoded from them are stale.
+    written_code: Vec<u64>,
+    /// Hash of each page at the last digest; 0 for a page of zeros.
+    hashes: Box<[u128]>,
+    /// Wrapping sum of `hashes`.
+    hash_sum: u128,
+    /// Next page that the checkpoint under way takes; `None` when there is none.
+    checkpoint_cursor: Option<u64>,
+    /// Old contents of pages of the checkpoint that were written to before they were taken.
+    held: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
+}
+
+/// A guest-physical range does not lie in RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutsideRam;
+
+impl Ram {
+    /// Memory of `pages` pages of zeros. The host gives pages only as they are touched.
+    pub fn new(pages: u64) -> Ram {
+        let pages = usize::try_from(pages).expect("guest memory fits the address space");
+        Ram {
+            bytes: vec![0; pages * PAGE_BYTES].into_boxed_slice(),
+            flags: vec![0; pages].into_boxed_slice(),
+            write_generation: 0,
+            written_code: Vec::new(),
+            hashes: vec![0; pages].into_boxed_slice(),
+            hash_sum: 0,
+            checkpoint_cursor: None,
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u64 {
+        self.flags.len() as u64
+    }
+
+    /// Size in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// Changes whenever cached rights to write must be given up.
+    pub fn write_generation(&self) -> u64 {
+        self.write_generation
+    }
+
+    /// First byte of RAM on the host, for the harts' TLBs. Valid as long as this `Ram`
+    /// is neither dropped nor cleared; writes through it follow the rule on [`Ram`].
+    pub fn host_base(&mut self) -> *mut u8 {
+        self.bytes.as_mut_ptr()
+    }
+
+    /// The bytes at guest-physical `address`.
+    pub fn slice(&self, address: u64, len: usize) -> Result<&[u8], OutsideRam> {
+        let range = self.range(address, len)?;
+        Ok(&self.bytes[range])
+    }
+
+    /// Copies from guest-physical `address`.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), OutsideRam> {
+        into.copy_from_slice(self.slice(address, into.len())?);
+        Ok(())
+    }
+
+    /// Copies to guest-physical `address`, as a device's DMA does.
+    pub fn write(&mut self, address: u64, from: &[u8]) -> Result<(), OutsideRam> {
+        let range = self.range(address, from.len())?;
+        if from.is_empty() {
+            return Ok(());
+        }
+        let first = range.start >> PAGE_SHIFT;
+        let last = (range.end - 1) >> PAGE_SHIFT;
+        (first..=last).for_each(|page| self.prepare_write(page as u64));
+        self.bytes[range].copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Settles all that must happen before `page` is written to.
+    ///
+    /// # Panics
+    /// When there is no such page.
+    #[inline]
+    pub fn prepare_write(&mut self, page: u64) {
+        if self.flags[page as usize] != HASH_STALE {
+            self.prepare_first_write(page);
+        }
+    }
+
+    #[cold]
+    fn prepare_first_write(&mut self, page: u64) {
+        let flags = self.flags[page as usize];
+        if flags & COPY_PENDING != 0 {
+            let copy = self.page_bytes(page).try_into().map(Box::new);
+            self.held.insert(page, copy.expect("a page has PAGE_BYTES bytes"));
+        }
+        if flags & CODE != 0 {
+            self.written_code.push(page);
+        }
+        self.flags[page as usize] = HASH_STALE;
+    }
+
+    /// Notes that code was decoded from `page`: the next write to it is reported by
+    /// [`Ram::take_written_code`].
+    pub fn mark_code(&mut self, page: u64) {
+        if self.flags[page as usize] & CODE == 0 {
+            self.flags[page as usize] |= CODE;
+            self.write_generation += 1;
+        }
+    }
+
+    /// Whether [`Ram::take_written_code`] has something to give.
+    #[inline]
+    pub fn has_written_code(&self) -> bool {
+        !self.written_code.is_empty()
+    }
+
+    /// Takes the pages with decoded code that were written to since the last call.
+    pub fn take_written_code(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.written_code)
+    }
+
+    /// Hash over all pages: the wrapping sum of XXH3-128 of each page that is not zero,
+    /// seeded with its number. Costs a hash of the pages written since the last call.
+    pub fn digest(&mut self) -> u128 {
+        for page in 0..self.flags.len() {
+            if self.flags[page] & HASH_STALE != 0 {
+                self.flags[page] &= !HASH_STALE;
+                let bytes = &self.bytes[page * PAGE_BYTES..][..PAGE_BYTES];
+                let hash = if is_zero(bytes) { 0 } else { xxh3_128_with_seed(bytes, page as u64) };
+                let before = std::mem::replace(&mut self.hashes[page], hash);
+                self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
+            }
+        }
+        self.write_generation += 1;
+        self.hash_sum
+    }
+
+    /// Freezes all pages as they are now, for [`Ram::take_pages`].
+    pub fn begin_checkpoint(&mut self) {
+        self.held.clear();
+        self.flags.iter_mut().for_each(|flags| *flags |= COPY_PENDING);
+        self.checkpoint_cursor = Some(0);
+        self.write_generation += 1;
+    }
+
+    /// Takes up to `limit` frozen pages that are not zero; empty at the end.
+    pub fn take_pages(&mut self, limit: usize) -> Vec<Page> {
+        let mut taken = Vec::new();
+        while let Some(page) = self.checkpoint_cursor.filter(|_| taken.len() < limit) {
+            let next = page + 1;
+            self.checkpoint_cursor = (next < self.pages()).then_some(next);
+            let pending = self.flags[page as usize] & COPY_PENDING != 0;
+            self.flags[page as usize] &= !COPY_PENDING;
+            let held = self.held.remove(&page);
+            let data = match &held {
+                Some(old) => &old[..],
+                None if pending => self.page_bytes(page),
+                None => continue,
+            };
+            if !is_zero(data) {
+                taken.push(Page { index: page, data: Some(Bytes::copy_from_slice(data)) });
+            }
+        }
+        taken
+    }
+
+    /// Bytes of old page contents held for the checkpoint under way.
+    pub fn held_bytes(&self) -> u64 {
+        (self.held.len() * PAGE_BYTES) as u64
+    }
+
+    /// Gives up the checkpoint under way.
+    pub fn cancel_checkpoint(&mut self) {
+        self.checkpoint_cursor = None;
+        self.held.clear();
+        self.flags.iter_mut().for_each(|flags| *flags &= !COPY_PENDING);
+    }
+
+    /// Puts a page of a restored checkpoint (or of a boot image) into place.
+    pub fn put_page(&mut self, page: &Page) -> Result<(), OutsideRam> {
+        let address = RAM_BASE + page.index.saturating_mul(PAGE_BYTES as u64);
+        match &page.data {
+            Some(data) if data.len() != PAGE_BYTES => Err(OutsideRam),
+            Some(data) => self.write(address, data),
+            None => self.write(address, &[0; PAGE_BYTES]),
+        }
+    }
+
+    fn page_bytes(&self, page: u64) -> &[u8] {
+        &self.bytes[page as usize * PAGE_BYTES..][..PAGE_BYTES]
+    }
+
+    fn range(&self, address: u64, len: usize) -> Result<std::ops::Range<usize>, OutsideRam> {
+        let start = address.checked_sub(RAM_BASE).ok_or(OutsideRam)?;
+        let end = start.checked_add(len as u64).ok_or(OutsideRam)?;
+        if end > self.len_bytes() {
+            return Err(OutsideRam);
+        }
+        Ok(start as usize..end as usize)
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
