@@ -6,5 +6,6 @@
 pub mod bus;
 mod contract;
 pub mod ram;
+pub mod softfloat;
 
 pub use contract::*;
