@@ -2,7 +2,33 @@
 //!
 //! No I/O, no clock, no thread. `docs/log-format.md` is the byte-level contract; the types
 //! here are the only form in which the rest of the system sees those bytes.
+//!
+//! - [`Batch`] is sealed into a [`SealedBatch`]: its bytes, and its place in the chain.
+//! - [`Message`] is what a pair exchanges, [`MessageDecoder`] takes it off a byte stream.
+//! - [`SegmentRecord`] is what a file of a recording holds.
+//! - [`Frame`] is the common form of all of them.
 
+mod batch;
+mod chain;
+mod compress;
+mod event;
+mod frame;
+mod message;
+mod segment;
+mod stream;
+mod version;
 mod vocabulary;
 
+pub use batch::{Batch, SealedBatch};
+pub use chain::ChainHash;
+pub use frame::{
+    EncodeError, Frame, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_BODY_BYTES,
+};
+pub use message::{
+    Ack, CheckpointEnd, CheckpointStart, Divergence, Goodbye, GoodbyeReason, Have, Heartbeat,
+    HeartbeatReply, Hello, JoinPlan, Message, Ready, Refuse, RefuseReason, Welcome,
+};
+pub use segment::{SegmentEnd, SegmentHeader, SegmentRecord};
+pub use stream::{FrameDecoder, MessageDecoder};
+pub use version::{FORMAT_VERSION, OLDEST_FORMAT_VERSION, VersionRange};
 pub use vocabulary::*;

@@ -123,7 +123,7 @@ pub struct LoggedOutput {
 
 /// Digest of a whole machine state: 128 bits of XXH3 over harts, devices and pages.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct Digest(pub [u8; 16]);
+pub struct Digest(#[serde(with = "serde_bytes")] pub [u8; 16]);
 
 impl std::fmt::Debug for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -155,11 +155,41 @@ pub struct MachineIdentity {
     /// [`SEMANTICS_VERSION`] of the machine that runs it.
     pub semantics: u32,
     /// Hash of the configuration: harts, memory, devices, command line.
+    #[serde(with = "serde_bytes")]
     pub config: [u8; 32],
     /// Hash of kernel, initial ramdisk and firmware.
+    #[serde(with = "serde_bytes")]
     pub boot_images: [u8; 32],
     /// Size in bytes and hash of each disk's base image, in device order.
+    #[serde(with = "disk_images")]
     pub disks: Vec<(u64, [u8; 32])>,
+}
+
+/// Writes the hashes of [`MachineIdentity::disks`] as byte strings.
+mod disk_images {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use serde_bytes::ByteArray;
+
+    pub(super) fn serialize<S: Serializer>(
+        disks: &[(u64, [u8; 32])],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(
+            disks
+                .iter()
+                .map(|(size, hash)| (size, ByteArray::new(*hash))),
+        )
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(u64, [u8; 32])>, D::Error> {
+        let disks = Vec::<(u64, ByteArray<32>)>::deserialize(deserializer)?;
+        Ok(disks
+            .into_iter()
+            .map(|(size, hash)| (size, hash.into_array()))
+            .collect())
+    }
 }
 
 /// One page of guest memory. `data` is `None` for a page of zeros, else 4096 bytes.
