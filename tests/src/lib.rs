@@ -1,1 +1,3 @@
 //! What crosses crates: simulator, drills, differential and conformance tests.
+
+pub mod sim;

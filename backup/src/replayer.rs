@@ -1,0 +1,461 @@
+//! Follows a recorded execution and checks every step of it.
+//!
+//! ```text
+//!                push_batch, push_mark
+//!                        |
+//!                        v             everything known is replayed
+//!   new -> replaying: step(budget) --------------------------------> caught up
+//!              |         ^                                              |
+//!              |         +---------------- push_batch, push_mark -------+
+//!              v
+//!           diverged       (for good: the machine is kept as it is, for diagnosis)
+//! ```
+//!
+//! A replayer never runs past what it was promised: the end of the newest batch, or a
+//! transient mark. Time that the machine spent waiting costs nothing to replay.
+
+use std::collections::VecDeque;
+
+use log_format::{Batch, Digest, LoggedDigest, LoggedEvent, LoggedOutput, Moment};
+use machine::{Exit, Machine};
+
+/// Follows the log with a machine.
+///
+/// # Order of calls
+///
+/// `push_batch` and `push_mark` in the log's order, `step` until it has caught up,
+/// `take_outputs` now and then. After a divergence only `into_machine` makes sense.
+pub struct Replayer<M> {
+    machine: M,
+    items: VecDeque<Item>,
+    /// How far it is safe to run.
+    limit: Moment,
+    pushed_sequence: u64,
+    /// Events and outputs up to the last pushed batch, since boot.
+    pushed: Counted,
+    /// Events injected and outputs compared, since boot.
+    replayed: Counted,
+    replayed_sequence: u64,
+    expected_hashes: VecDeque<u32>,
+    /// Outputs made and not compared yet.
+    unverified: VecDeque<Made>,
+    outputs: Vec<LoggedOutput>,
+    digests_verified: u64,
+    verified_at: Moment,
+    halted: Option<u32>,
+    stop_icount: Option<u64>,
+}
+
+/// What lies before a place in the log, since boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counted {
+    /// Events.
+    pub events: u64,
+    /// Outputs.
+    pub outputs: u64,
+}
+
+/// How far a replay is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Where the machine stands.
+    pub moment: Moment,
+    /// Batches replayed and compared to their end.
+    pub sequence: u64,
+    /// Digests that were equal.
+    pub digests_verified: u64,
+    /// Outputs whose hashes were equal, since boot or the checkpoint.
+    pub outputs_verified: u64,
+    /// Whether everything pushed so far is replayed.
+    pub caught_up: bool,
+    /// Exit status of the guest, once it is known to have ended.
+    pub halted: Option<u32>,
+}
+
+/// Two executions of one log differ.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the replay differs from the recording between icount {} and {}: {kind}; keep both states for diagnosis, and rebuild this side from a checkpoint",
+    verified_at.icount, found_at.icount
+)]
+pub struct Divergence {
+    /// Up to here, digests were equal.
+    pub verified_at: Moment,
+    /// Here the difference was seen.
+    pub found_at: Moment,
+    /// What differs.
+    pub kind: DivergenceKind,
+}
+
+/// What differs between a recording and its replay.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DivergenceKind {
+    /// State digests.
+    #[error("state digest {found}, recorded {expected}")]
+    Digest {
+        /// Recorded.
+        expected: Digest,
+        /// Of the replaying machine.
+        found: Digest,
+    },
+    /// The bytes of an output.
+    #[error("output {ordinal} has hash {found:08x}, recorded {expected:08x}")]
+    Output {
+        /// Its number since boot.
+        ordinal: u64,
+        /// Recorded.
+        expected: u32,
+        /// Of the replaying machine.
+        found: u32,
+    },
+    /// The number of outputs up to the end of a batch.
+    #[error("{found} outputs since boot, recorded {expected}")]
+    OutputCount {
+        /// Recorded.
+        expected: u64,
+        /// Made by the replaying machine.
+        found: u64,
+    },
+    /// The machine does not come by a recorded moment.
+    #[error("the machine stands at {found:?}, the log goes on at {expected:?}")]
+    Moment {
+        /// In the log.
+        expected: Moment,
+        /// Where the machine stands instead.
+        found: Moment,
+    },
+    /// A digest was recorded after another number of events.
+    #[error("{found} events since boot, recorded {expected}")]
+    EventCount {
+        /// Recorded.
+        expected: u64,
+        /// Injected here.
+        found: u64,
+    },
+    /// The guest ended, but the log goes on.
+    #[error("the guest ended with status {code}, the log goes on to icount {expected_icount}")]
+    Halted {
+        /// Its exit status.
+        code: u32,
+        /// Where the log goes on.
+        expected_icount: u64,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum Item {
+    Event(LoggedEvent),
+    Digest(LoggedDigest),
+    End { sequence: u64, end: Moment, outputs: u64 },
+}
+
+impl Item {
+    fn at(&self) -> Moment {
+        match self {
+            Item::Event(logged) => logged.at,
+            Item::Digest(logged) => logged.at,
+            Item::End { end, .. } => *end,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    ordinal: u64,
+    hash: u32,
+    at: Moment,
+}
+
+/// What came of an attempt to reach a moment.
+enum Reach {
+    Reached,
+    BudgetSpent,
+}
+
+impl<M: Machine> Replayer<M> {
+    /// Follows the log from where `machine` stands: after `sequence` batches, before which
+    /// lie the events and outputs `counted`.
+    pub fn new(machine: M, sequence: u64, counted: Counted) -> Self {
+        let here = machine.moment();
+        Replayer {
+            machine,
+            items: VecDeque::new(),
+            limit: here,
+            pushed_sequence: sequence,
+            pushed: counted,
+            replayed: counted,
+            replayed_sequence: sequence,
+            expected_hashes: VecDeque::new(),
+            unverified: VecDeque::new(),
+            outputs: Vec::new(),
+            digests_verified: 0,
+            verified_at: here,
+            halted: None,
+            stop_icount: None,
+        }
+    }
+
+    /// Adds the next batch of the log. Its place in the chain is the caller's to check.
+    ///
+    /// # Panics
+    /// When it is not the batch after the last one pushed.
+    pub fn push_batch(&mut self, batch: &Batch) {
+        assert_eq!(batch.sequence, self.pushed_sequence + 1, "batches are pushed in order");
+        let mut digests = batch.digests.iter().peekable();
+        for event in &batch.events {
+            while let Some(digest) = digests.next_if(|digest| digest.events_before <= self.pushed.events) {
+                self.items.push_back(Item::Digest(*digest));
+            }
+            self.items.push_back(Item::Event(event.clone()));
+            self.pushed.events += 1;
+        }
+        self.items.extend(digests.map(|digest| Item::Digest(*digest)));
+        self.expected_hashes.extend(&batch.output_hashes);
+        self.pushed.outputs += batch.output_hashes.len() as u64;
+        self.pushed_sequence = batch.sequence;
+        let (sequence, end, outputs) = (batch.sequence, batch.end, batch.outputs_after());
+        self.items.push_back(Item::End { sequence, end, outputs });
+        self.limit = self.limit.max(end);
+    }
+
+    /// Learns that no event that is not pushed yet lies before `mark`.
+    pub fn push_mark(&mut self, mark: Moment) {
+        self.limit = self.limit.max(mark);
+    }
+
+    /// Replays about `budget` instructions, or less when it catches up before.
+    ///
+    /// # Errors
+    /// When the machine does not do what was recorded.
+    pub fn step(&mut self, budget: u64) -> Result<Progress, Divergence> {
+        let mut budget = budget;
+        loop {
+            let target = self.items.front().map_or(self.limit, Item::at);
+            match self.reach(target, &mut budget)? {
+                Reach::BudgetSpent => return Ok(self.progress(false)),
+                Reach::Reached => {}
+            }
+            match self.items.pop_front() {
+                Some(item) => self.apply(item)?,
+                None => return Ok(self.progress(true)),
+            }
+        }
+    }
+
+    /// Takes what the machine sent since the last call, oldest first.
+    pub fn take_outputs(&mut self) -> Vec<LoggedOutput> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Lets a machine that stands at the end of its log find out whether it has ended.
+    /// Executes at most one instruction.
+    pub fn probe_halt(&mut self) -> Option<u32> {
+        if let Exit::Halted { code } = self.machine.run(self.machine.moment().icount + 1) {
+            self.halted = Some(code);
+        }
+        self.halted
+    }
+
+    /// Stops the replay at this icount, whatever the log says: for a look at a state in the
+    /// middle. `step` then reports that it has caught up.
+    pub fn stop_at(&mut self, icount: u64) {
+        self.stop_icount = Some(icount);
+    }
+
+    /// Whether [`Replayer::stop_at`]'s icount is reached.
+    pub fn has_stopped(&self) -> bool {
+        self.stop_icount.is_some_and(|icount| self.machine.moment().icount >= icount)
+    }
+
+    /// Events and outputs replayed since boot.
+    pub fn replayed(&self) -> Counted {
+        Counted { outputs: self.replayed.outputs + self.unverified.len() as u64, ..self.replayed }
+    }
+
+    /// Batches pushed since boot.
+    pub fn pushed_sequence(&self) -> u64 {
+        self.pushed_sequence
+    }
+
+    /// Where execution stands.
+    pub fn moment(&self) -> Moment {
+        self.machine.moment()
+    }
+
+    /// How far it may run with what it knows.
+    pub fn limit(&self) -> Moment {
+        self.limit
+    }
+
+    /// The machine, to look at it.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The machine, to take its digest or a checkpoint. It must not be run or changed.
+    pub fn machine_mut(&mut self) -> &mut M {
+        &mut self.machine
+    }
+
+    /// Gives the machine back: to go live with it, or to diagnose it.
+    pub fn into_machine(self) -> M {
+        self.machine
+    }
+
+    fn progress(&self, caught_up: bool) -> Progress {
+        Progress {
+            moment: self.machine.moment(),
+            sequence: self.replayed_sequence,
+            digests_verified: self.digests_verified,
+            outputs_verified: self.replayed.outputs,
+            caught_up: caught_up || self.has_stopped(),
+            halted: self.halted,
+        }
+    }
+
+    /// Brings the machine to `target` exactly.
+    fn reach(&mut self, target: Moment, budget: &mut u64) -> Result<Reach, Divergence> {
+        loop {
+            let here = self.machine.moment();
+            if here == target {
+                return Ok(Reach::Reached);
+            }
+            if here.icount > target.icount || here.time_ns > target.time_ns {
+                return Err(self.missed(target));
+            }
+            if *budget == 0 || self.has_stopped() {
+                return Ok(Reach::BudgetSpent);
+            }
+            if here.icount == target.icount {
+                self.wait(target)?;
+                *budget -= 1;
+                continue;
+            }
+            let stop_icount = self.stop_icount.unwrap_or(u64::MAX).min(target.icount);
+            let exit = self.run(here.icount.saturating_add(*budget).min(stop_icount));
+            *budget = budget.saturating_sub((self.machine.moment().icount - here.icount).max(1));
+            match exit {
+                Exit::Limit | Exit::Output => {}
+                Exit::Idle { wake_ns } => self.skip_idle(wake_ns, target)?,
+                Exit::Halted { .. } if self.machine.moment() == target => {}
+                Exit::Halted { code } => {
+                    let expected_icount = target.icount;
+                    return Err(self.divergence(DivergenceKind::Halted { code, expected_icount }));
+                }
+            }
+        }
+    }
+
+    /// Moves an idle clock towards a target at the present icount.
+    fn wait(&mut self, target: Moment) -> Result<(), Divergence> {
+        let before_ns = self.machine.moment().time_ns;
+        if self.machine.advance_idle(target.time_ns) > before_ns {
+            return Ok(());
+        }
+        // A device has come to its deadline, which only execution can see; or the machine is
+        // not idle here, as it was when it was recorded, and one instruction shows it.
+        let exit = self.run(target.icount + 1);
+        let moved = self.machine.advance_idle(target.time_ns) > before_ns;
+        if self.machine.moment().icount == target.icount && (moved || exit == Exit::Output) {
+            return Ok(());
+        }
+        Err(self.missed(target))
+    }
+
+    /// Jumps to the next timer of an idle machine that has instructions to execute before
+    /// `target`.
+    fn skip_idle(&mut self, wake_ns: Option<u64>, target: Moment) -> Result<(), Divergence> {
+        let here = self.machine.moment();
+        if here.icount == target.icount {
+            return Ok(());
+        }
+        match wake_ns {
+            Some(wake_ns) if wake_ns <= target.time_ns => {
+                self.machine.advance_idle(wake_ns);
+                Ok(())
+            }
+            _ => Err(self.missed(target)),
+        }
+    }
+
+    fn run(&mut self, icount: u64) -> Exit {
+        let exit = self.machine.run(icount);
+        self.collect_outputs();
+        if let Exit::Halted { code } = exit {
+            self.halted = Some(code);
+        }
+        exit
+    }
+
+    fn collect_outputs(&mut self) {
+        for output in self.machine.take_outputs() {
+            let (ordinal, at, hash) = (output.ordinal, output.at, output.output.hash());
+            self.unverified.push_back(Made { ordinal, hash, at });
+            self.outputs.push(output);
+        }
+    }
+
+    fn apply(&mut self, item: Item) -> Result<(), Divergence> {
+        match item {
+            Item::Event(logged) => {
+                self.machine.inject(&logged.event);
+                self.replayed.events += 1;
+                self.collect_outputs();
+                Ok(())
+            }
+            Item::Digest(logged) => self.compare_digest(&logged),
+            Item::End { sequence, end, outputs } => {
+                self.compare_outputs(end, outputs)?;
+                self.replayed_sequence = sequence;
+                Ok(())
+            }
+        }
+    }
+
+    fn compare_digest(&mut self, logged: &LoggedDigest) -> Result<(), Divergence> {
+        let (expected, found) = (logged.events_before, self.replayed.events);
+        if expected != found {
+            return Err(self.divergence(DivergenceKind::EventCount { expected, found }));
+        }
+        let (expected, found) = (logged.digest, self.machine.digest());
+        if expected != found {
+            return Err(self.divergence(DivergenceKind::Digest { expected, found }));
+        }
+        self.digests_verified += 1;
+        self.verified_at = logged.at;
+        Ok(())
+    }
+
+    /// Compares the outputs of a batch that was replayed to its `end`, with which the machine
+    /// has made `outputs` since boot.
+    fn compare_outputs(&mut self, end: Moment, outputs: u64) -> Result<(), Divergence> {
+        while self.replayed.outputs < outputs {
+            let Some(made) = self.unverified.pop_front() else {
+                let found = self.replayed.outputs;
+                return Err(self.divergence(DivergenceKind::OutputCount { expected: outputs, found }));
+            };
+            // The batch says how many there are, so there is a hash for each.
+            let expected = self.expected_hashes.pop_front().unwrap_or_default();
+            let (ordinal, found) = (made.ordinal, made.hash);
+            if ordinal != self.replayed.outputs || found != expected {
+                return Err(self.divergence(DivergenceKind::Output { ordinal, expected, found }));
+            }
+            self.replayed.outputs += 1;
+        }
+        let extra = self.unverified.iter().filter(|made| made.at < end).count() as u64;
+        if extra > 0 {
+            let found = outputs + extra;
+            return Err(self.divergence(DivergenceKind::OutputCount { expected: outputs, found }));
+        }
+        Ok(())
+    }
+
+    fn missed(&self, expected: Moment) -> Divergence {
+        let found = self.machine.moment();
+        self.divergence(DivergenceKind::Moment { expected, found })
+    }
+
+    fn divergence(&self, kind: DivergenceKind) -> Divergence {
+        Divergence { verified_at: self.verified_at, found_at: self.machine.moment(), kind }
+    }
+}

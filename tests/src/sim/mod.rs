@@ -1,0 +1,5 @@
+//! Whole clusters on virtual time.
+
+pub mod ledger;
+pub mod random;
+pub mod toy;
