@@ -37,17 +37,12 @@ pub struct Batch {
 impl Batch {
     /// The place right after this batch.
     pub fn end_position(&self) -> Position {
-        Position {
-            term: self.term,
-            moment: self.end,
-            sequence: self.sequence,
-        }
+        Position { term: self.term, moment: self.end, sequence: self.sequence }
     }
 
     /// Outputs the machine made since boot up to `end`.
     pub fn outputs_after(&self) -> u64 {
-        self.first_output
-            .saturating_add(u64::try_from(self.output_hashes.len()).unwrap_or(u64::MAX))
+        self.first_output.saturating_add(u64::try_from(self.output_hashes.len()).unwrap_or(u64::MAX))
     }
 
     /// Whether it holds neither event, digest nor output.
@@ -70,12 +65,7 @@ impl Batch {
             digest_deltas: deltas("digest", digest_moments, self.end)?,
         };
         let (bytes, chain) = encode_frame(FrameKind::Batch, self.end_position(), previous, &body)?;
-        Ok(SealedBatch {
-            batch: self,
-            bytes,
-            previous,
-            chain,
-        })
+        Ok(SealedBatch { batch: self, bytes, previous, chain })
     }
 }
 
@@ -105,23 +95,13 @@ impl SealedBatch {
     pub fn from_frame(frame: &Frame) -> Result<SealedBatch, FrameError> {
         let header = frame.header();
         if header.kind != FrameKind::Batch {
-            return Err(FrameError::UnexpectedKind {
-                found: header.kind,
-                expected: "a batch",
-            });
+            return Err(FrameError::UnexpectedKind { found: header.kind, expected: "a batch" });
         }
         let plain = frame.body()?;
         let body: BodyIn = decode_plain(header.kind, &plain)?;
         let chain = frame.chain_after(&plain);
-        let batch = body
-            .into_batch(header.position)
-            .map_err(|cause| frame.malformed(cause))?;
-        Ok(SealedBatch {
-            batch,
-            bytes: frame.bytes().clone(),
-            previous: header.previous,
-            chain,
-        })
+        let batch = body.into_batch(header.position).map_err(|cause| frame.malformed(cause))?;
+        Ok(SealedBatch { batch, bytes: frame.bytes().clone(), previous: header.previous, chain })
     }
 
     /// What it says.
@@ -178,11 +158,7 @@ fn deltas(
                 None => to_end,
                 Some(earlier) => to_end.and_then(|_| Delta::between(earlier, at)),
             };
-            delta.ok_or(EncodeError::OutOfOrder {
-                what,
-                found: at,
-                to: end,
-            })
+            delta.ok_or(EncodeError::OutOfOrder { what, found: at, to: end })
         })
         .collect()
 }
@@ -223,33 +199,15 @@ impl Serialize for BodyOut<'_> {
         let batch = self.batch;
         let events = Sequence(|| {
             let deltas = self.event_deltas.iter().copied();
-            deltas
-                .zip(&batch.events)
-                .map(|(delta, logged)| EventOut { delta, logged })
+            deltas.zip(&batch.events).map(|(delta, logged)| EventOut { delta, logged })
         });
         let digests = Sequence(|| {
             let deltas = self.digest_deltas.iter().copied();
-            deltas
-                .zip(&batch.digests)
-                .map(|(delta, logged)| DigestRecord::new(delta, logged))
+            deltas.zip(&batch.digests).map(|(delta, logged)| DigestRecord::new(delta, logged))
         });
-        let hashes: Vec<u8> = batch
-            .output_hashes
-            .iter()
-            .flat_map(|hash| hash.to_le_bytes())
-            .collect();
-        let unreleased = batch
-            .first_output
-            .wrapping_sub(batch.released_outputs)
-            .cast_signed();
-        (
-            events,
-            digests,
-            batch.first_output,
-            Bytes::from(hashes),
-            unreleased,
-        )
-            .serialize(serializer)
+        let hashes: Vec<u8> = batch.output_hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+        let unreleased = batch.first_output.wrapping_sub(batch.released_outputs).cast_signed();
+        (events, digests, batch.first_output, Bytes::from(hashes), unreleased).serialize(serializer)
     }
 }
 
@@ -314,13 +272,8 @@ impl BodyIn {
             events,
             digests,
             first_output: self.first_output,
-            output_hashes: hashes
-                .iter()
-                .map(|hash| u32::from_le_bytes(*hash))
-                .collect(),
-            released_outputs: self
-                .first_output
-                .wrapping_sub(self.unreleased.cast_unsigned()),
+            output_hashes: hashes.iter().map(|hash| u32::from_le_bytes(*hash)).collect(),
+            released_outputs: self.first_output.wrapping_sub(self.unreleased.cast_unsigned()),
         })
     }
 }

@@ -41,29 +41,22 @@ pub(crate) fn unpack(kind: FrameKind, packed: &[u8]) -> Result<Vec<u8>, FrameErr
         .ok_or_else(|| failed("it does not state its size".to_owned()))?;
     let plain_bytes = usize::try_from(plain_bytes).unwrap_or(usize::MAX);
     if plain_bytes > MAX_BODY_BYTES {
-        return Err(FrameError::TooLong {
-            kind,
-            found: plain_bytes,
-            limit: MAX_BODY_BYTES,
-        });
+        return Err(FrameError::TooLong { kind, found: plain_bytes, limit: MAX_BODY_BYTES });
     }
     let plain = DECOMPRESSOR.with_borrow_mut(|cached| {
         if cached.is_none() {
             *cached = Some(Decompressor::new().map_err(|error| failed(error.to_string()))?);
         }
         match cached {
-            Some(decompressor) => decompressor
-                .decompress(packed, plain_bytes)
-                .map_err(|error| failed(error.to_string())),
+            Some(decompressor) => {
+                decompressor.decompress(packed, plain_bytes).map_err(|error| failed(error.to_string()))
+            }
             None => Err(failed("no memory".to_owned())),
         }
     })?;
     if plain.len() == plain_bytes {
         Ok(plain)
     } else {
-        Err(failed(format!(
-            "found {} bytes, expected {plain_bytes}",
-            plain.len()
-        )))
+        Err(failed(format!("found {} bytes, expected {plain_bytes}", plain.len())))
     }
 }

@@ -22,10 +22,7 @@ impl Delta {
     pub(crate) fn between(earlier: Moment, later: Moment) -> Option<Delta> {
         let icount = later.icount.checked_sub(earlier.icount)?;
         let time_ns = later.time_ns.checked_sub(earlier.time_ns)?;
-        Some(Delta {
-            icount,
-            skew: time_ns.wrapping_sub(icount).cast_signed(),
-        })
+        Some(Delta { icount, skew: time_ns.wrapping_sub(icount).cast_signed() })
     }
 
     /// The later moment, if there is one.
@@ -108,23 +105,13 @@ impl<'de> Deserialize<'de> for EventIn {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<EventIn, A::Error> {
                 let code: u8 = next(&mut seq)?;
-                let delta = Delta {
-                    icount: next(&mut seq)?,
-                    skew: next(&mut seq)?,
-                };
+                let delta = Delta { icount: next(&mut seq)?, skew: next(&mut seq)? };
                 let event = match code {
-                    NETWORK_IN => Event::NetworkIn {
-                        port: next(&mut seq)?,
-                        frame: next(&mut seq)?,
-                    },
+                    NETWORK_IN => Event::NetworkIn { port: next(&mut seq)?, frame: next(&mut seq)? },
                     CONSOLE_IN => Event::ConsoleIn(next(&mut seq)?),
-                    CLOCK_ADVANCE => Event::ClockAdvance {
-                        delta_ns: next(&mut seq)?,
-                    },
+                    CLOCK_ADVANCE => Event::ClockAdvance { delta_ns: next(&mut seq)? },
                     ENTROPY => Event::Entropy(next(&mut seq)?),
-                    WALL_CLOCK => Event::WallClock {
-                        unix_ns: next(&mut seq)?,
-                    },
+                    WALL_CLOCK => Event::WallClock { unix_ns: next(&mut seq)? },
                     CONTROL => Event::Control(control_from_code(next(&mut seq)?)?),
                     _ => {
                         return Err(A::Error::custom(format!(
@@ -159,25 +146,17 @@ impl DigestRecord {
     }
 
     pub(crate) fn delta(&self) -> Delta {
-        Delta {
-            icount: self.icount,
-            skew: self.skew,
-        }
+        Delta { icount: self.icount, skew: self.skew }
     }
 
     pub(crate) fn at(&self, at: Moment) -> LoggedDigest {
-        LoggedDigest {
-            at,
-            events_before: self.events_before,
-            digest: self.digest,
-        }
+        LoggedDigest { at, events_before: self.events_before, digest: self.digest }
     }
 }
 
 /// The next element of an array that must have one.
 fn next<'de, A: SeqAccess<'de>, T: Deserialize<'de>>(seq: &mut A) -> Result<T, A::Error> {
-    seq.next_element()?
-        .ok_or_else(|| A::Error::custom("found fewer elements than its kind asks for"))
+    seq.next_element()?.ok_or_else(|| A::Error::custom("found fewer elements than its kind asks for"))
 }
 
 fn control_code(control: Control) -> u8 {
@@ -206,14 +185,9 @@ mod tests {
     fn deltas_reach_every_pair_of_ordered_moments() {
         let numbers = [0, 1, 1000, u64::MAX / 2, u64::MAX - 1, u64::MAX];
         for (icount, time_ns) in numbers.iter().flat_map(|i| numbers.map(|t| (*i, t))) {
-            for (later_icount, later_time_ns) in
-                numbers.iter().flat_map(|i| numbers.map(|t| (*i, t)))
-            {
+            for (later_icount, later_time_ns) in numbers.iter().flat_map(|i| numbers.map(|t| (*i, t))) {
                 let earlier = Moment { icount, time_ns };
-                let later = Moment {
-                    icount: later_icount,
-                    time_ns: later_time_ns,
-                };
+                let later = Moment { icount: later_icount, time_ns: later_time_ns };
                 let ordered = later_icount >= icount && later_time_ns >= time_ns;
                 let delta = Delta::between(earlier, later);
                 assert_eq!(delta.is_some(), ordered);
@@ -227,27 +201,12 @@ mod tests {
 
     #[test]
     fn a_network_event_costs_ten_bytes_over_its_frame() {
-        let at = Moment {
-            icount: 1_000_000,
-            time_ns: 5_000_000,
-        };
-        let end = Moment {
-            icount: 1_030_000,
-            time_ns: 5_030_000,
-        };
-        let logged = LoggedEvent {
-            at,
-            event: Event::NetworkIn {
-                port: 0,
-                frame: Bytes::from_static(&[7; 98]),
-            },
-        };
+        let at = Moment { icount: 1_000_000, time_ns: 5_000_000 };
+        let end = Moment { icount: 1_030_000, time_ns: 5_030_000 };
+        let logged =
+            LoggedEvent { at, event: Event::NetworkIn { port: 0, frame: Bytes::from_static(&[7; 98]) } };
         let delta = Delta::between(at, end).unwrap();
-        let bytes = rmp_serde::to_vec(&EventOut {
-            delta,
-            logged: &logged,
-        })
-        .unwrap();
+        let bytes = rmp_serde::to_vec(&EventOut { delta, logged: &logged }).unwrap();
         assert!(bytes.len() <= 98 + 10, "{} bytes", bytes.len());
     }
 }

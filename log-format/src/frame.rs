@@ -124,9 +124,7 @@ impl std::fmt::Display for FrameKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// The bytes end inside a frame. More bytes would help.
-    #[error(
-        "a frame is cut short: found {found} bytes, expected {expected}; what lies before it is whole"
-    )]
+    #[error("a frame is cut short: found {found} bytes, expected {expected}; what lies before it is whole")]
     Torn {
         /// Bytes there are.
         found: usize,
@@ -162,9 +160,7 @@ pub enum FrameError {
         expected: u32,
     },
     /// Written by a newer program.
-    #[error(
-        "a frame has format version {found}, this program reads up to {newest}; use a newer program"
-    )]
+    #[error("a frame has format version {found}, this program reads up to {newest}; use a newer program")]
     FutureVersion {
         /// The frame's.
         found: u8,
@@ -172,9 +168,7 @@ pub enum FrameError {
         newest: u8,
     },
     /// Written by a program too old to be read, or by none.
-    #[error(
-        "a frame has format version {found}, this program reads from {oldest} on; use an older program"
-    )]
+    #[error("a frame has format version {found}, this program reads from {oldest} on; use an older program")]
     PastVersion {
         /// The frame's.
         found: u8,
@@ -306,35 +300,21 @@ impl FrameHeader {
     pub fn decode(bytes: &[u8]) -> Result<FrameHeader, FrameError> {
         check_start(bytes)?;
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
-            return Err(FrameError::Torn {
-                found: bytes.len(),
-                expected: HEADER_BYTES,
-            });
+            return Err(FrameError::Torn { found: bytes.len(), expected: HEADER_BYTES });
         };
         check_header_crc(header)?;
         let version = header[2];
         if version > FORMAT_VERSION {
-            return Err(FrameError::FutureVersion {
-                found: version,
-                newest: FORMAT_VERSION,
-            });
+            return Err(FrameError::FutureVersion { found: version, newest: FORMAT_VERSION });
         }
         if version < OLDEST_FORMAT_VERSION {
-            return Err(FrameError::PastVersion {
-                found: version,
-                oldest: OLDEST_FORMAT_VERSION,
-            });
+            return Err(FrameError::PastVersion { found: version, oldest: OLDEST_FORMAT_VERSION });
         }
-        let kind = FrameKind::from_code(header[3]).ok_or(FrameError::UnknownKind {
-            found: header[3],
-            version,
-        })?;
+        let kind =
+            FrameKind::from_code(header[3]).ok_or(FrameError::UnknownKind { found: header[3], version })?;
         let flags = header[7];
         if flags & !FLAG_ZSTD != 0 {
-            return Err(FrameError::UnknownFlags {
-                found: flags,
-                version,
-            });
+            return Err(FrameError::UnknownFlags { found: flags, version });
         }
         let length = u32::from_le_bytes([header[4], header[5], header[6], 0]);
         let mut previous = ChainHash::NONE;
@@ -344,10 +324,7 @@ impl FrameHeader {
             kind,
             position: Position {
                 term: read_u64(header, 8),
-                moment: Moment {
-                    icount: read_u64(header, 16),
-                    time_ns: read_u64(header, 24),
-                },
+                moment: Moment { icount: read_u64(header, 16), time_ns: read_u64(header, 24) },
                 sequence: read_u64(header, 32),
             },
             previous,
@@ -380,22 +357,13 @@ impl Frame {
         let header = FrameHeader::decode(bytes)?;
         let frame_bytes = header.frame_bytes();
         if bytes.len() < frame_bytes {
-            return Err(FrameError::Torn {
-                found: bytes.len(),
-                expected: frame_bytes,
-            });
+            return Err(FrameError::Torn { found: bytes.len(), expected: frame_bytes });
         }
         let found = crc32fast::hash(&bytes[HEADER_BYTES..frame_bytes]);
         if found != header.body_crc {
-            return Err(FrameError::BodyChecksum {
-                found,
-                expected: header.body_crc,
-            });
+            return Err(FrameError::BodyChecksum { found, expected: header.body_crc });
         }
-        Ok(Frame {
-            header,
-            bytes: bytes.slice(..frame_bytes),
-        })
+        Ok(Frame { header, bytes: bytes.slice(..frame_bytes) })
     }
 
     /// Its header.
@@ -432,27 +400,17 @@ impl Frame {
 
     /// [`FrameError::Malformed`] for this frame.
     pub(crate) fn malformed(&self, cause: impl ToString) -> FrameError {
-        FrameError::Malformed {
-            kind: self.header.kind,
-            cause: cause.to_string(),
-        }
+        FrameError::Malformed { kind: self.header.kind, cause: cause.to_string() }
     }
 }
 
 /// A value from an uncompressed body, of which it must use every byte.
-pub(crate) fn decode_plain<T: DeserializeOwned>(
-    kind: FrameKind,
-    plain: &[u8],
-) -> Result<T, FrameError> {
+pub(crate) fn decode_plain<T: DeserializeOwned>(kind: FrameKind, plain: &[u8]) -> Result<T, FrameError> {
     let malformed = |cause: String| FrameError::Malformed { kind, cause };
     let mut deserializer = rmp_serde::Deserializer::new(plain);
     let value = T::deserialize(&mut deserializer).map_err(|error| malformed(error.to_string()))?;
     let rest = deserializer.into_inner();
-    if rest.is_empty() {
-        Ok(value)
-    } else {
-        Err(malformed(format!("{} bytes follow its end", rest.len())))
-    }
+    if rest.is_empty() { Ok(value) } else { Err(malformed(format!("{} bytes follow its end", rest.len()))) }
 }
 
 /// A frame from its parts, and the chain hash after it.
@@ -463,16 +421,10 @@ pub(crate) fn encode_frame<T: Serialize>(
     body: &T,
 ) -> Result<(Bytes, ChainHash), EncodeError> {
     let mut plain = Vec::with_capacity(128);
-    rmp_serde::encode::write(&mut plain, body).map_err(|error| EncodeError::Serialize {
-        kind,
-        cause: error.to_string(),
-    })?;
+    rmp_serde::encode::write(&mut plain, body)
+        .map_err(|error| EncodeError::Serialize { kind, cause: error.to_string() })?;
     if plain.len() > MAX_BODY_BYTES {
-        return Err(EncodeError::TooLong {
-            kind,
-            found: plain.len(),
-            limit: MAX_BODY_BYTES,
-        });
+        return Err(EncodeError::TooLong { kind, found: plain.len(), limit: MAX_BODY_BYTES });
     }
     let packed = compress::pack(&plain);
     let stored = packed.as_deref().unwrap_or(&plain);
@@ -524,11 +476,7 @@ fn check_start(bytes: &[u8]) -> Result<(), FrameError> {
 fn check_header_crc(header: &[u8; HEADER_BYTES]) -> Result<(), FrameError> {
     let found = crc32fast::hash(&header[..HEADER_CRC_OFFSET]);
     let expected = read_u32(header, HEADER_CRC_OFFSET);
-    if found == expected {
-        Ok(())
-    } else {
-        Err(FrameError::HeaderChecksum { found, expected })
-    }
+    if found == expected { Ok(()) } else { Err(FrameError::HeaderChecksum { found, expected }) }
 }
 
 fn read_u64(header: &[u8; HEADER_BYTES], offset: usize) -> u64 {

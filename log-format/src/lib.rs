@@ -21,12 +21,10 @@ mod vocabulary;
 
 pub use batch::{Batch, SealedBatch};
 pub use chain::ChainHash;
-pub use frame::{
-    EncodeError, Frame, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_BODY_BYTES,
-};
+pub use frame::{EncodeError, Frame, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_BODY_BYTES};
 pub use message::{
-    Ack, CheckpointEnd, CheckpointStart, Divergence, Goodbye, GoodbyeReason, Have, Heartbeat,
-    HeartbeatReply, Hello, JoinPlan, Message, Ready, Refuse, RefuseReason, Welcome,
+    Ack, CheckpointEnd, CheckpointStart, Divergence, Goodbye, GoodbyeReason, Have, Heartbeat, HeartbeatReply,
+    Hello, JoinPlan, Message, Ready, Refuse, RefuseReason, Welcome,
 };
 pub use segment::{SegmentEnd, SegmentHeader, SegmentRecord};
 pub use stream::{FrameDecoder, MessageDecoder};

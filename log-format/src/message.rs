@@ -22,8 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::SealedBatch;
 use crate::frame::{EncodeError, Frame, FrameError, FrameKind, encode_frame};
 use crate::{
-    ChainHash, CheckpointHead, CheckpointPart, Digest, MachineIdentity, Moment, Position,
-    VersionRange,
+    ChainHash, CheckpointHead, CheckpointPart, Digest, MachineIdentity, Moment, Position, VersionRange,
 };
 
 /// A message of the pair.
@@ -335,10 +334,7 @@ impl Message {
             FrameKind::Divergence => Message::Divergence(decode(frame)?),
             FrameKind::Goodbye => Message::Goodbye(decode(frame)?),
             found @ (FrameKind::SegmentHeader | FrameKind::SegmentEnd) => {
-                return Err(FrameError::UnexpectedKind {
-                    found,
-                    expected: "a message of the pair",
-                });
+                return Err(FrameError::UnexpectedKind { found, expected: "a message of the pair" });
             }
         })
     }

@@ -32,10 +32,7 @@ impl SegmentHeader {
     /// The header of a log that starts at the boot of a machine.
     pub fn at_boot(vm: String, identity: MachineIdentity, term: u64, boot: Bytes) -> Self {
         SegmentHeader {
-            position: Position {
-                term,
-                ..Position::default()
-            },
+            position: Position { term, ..Position::default() },
             chain: ChainHash::genesis(&identity),
             log_start: 0,
             vm,
@@ -113,10 +110,7 @@ impl SegmentRecord {
             FrameKind::Batch => SegmentRecord::Batch(SealedBatch::from_frame(frame)?),
             FrameKind::SegmentEnd => SegmentRecord::End(message::decode(frame)?),
             found => {
-                return Err(FrameError::UnexpectedKind {
-                    found,
-                    expected: "a record of a segment file",
-                });
+                return Err(FrameError::UnexpectedKind { found, expected: "a record of a segment file" });
             }
         })
     }

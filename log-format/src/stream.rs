@@ -29,11 +29,7 @@ impl Default for FrameDecoder {
 impl FrameDecoder {
     /// A decoder that refuses bodies of more than `max_body_bytes`, before they arrive.
     pub fn new(max_body_bytes: usize) -> Self {
-        FrameDecoder {
-            buffer: BytesMut::new(),
-            max_body_bytes,
-            failed: None,
-        }
+        FrameDecoder { buffer: BytesMut::new(), max_body_bytes, failed: None }
     }
 
     /// Adds bytes of the stream.
@@ -100,9 +96,7 @@ pub struct MessageDecoder {
 impl MessageDecoder {
     /// A decoder that refuses bodies of more than `max_body_bytes`.
     pub fn new(max_body_bytes: usize) -> Self {
-        MessageDecoder {
-            frames: FrameDecoder::new(max_body_bytes),
-        }
+        MessageDecoder { frames: FrameDecoder::new(max_body_bytes) }
     }
 
     /// Adds bytes of the stream.

@@ -19,10 +19,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this program speaks.
-    pub const SUPPORTED: VersionRange = VersionRange {
-        min: OLDEST_FORMAT_VERSION,
-        max: FORMAT_VERSION,
-    };
+    pub const SUPPORTED: VersionRange = VersionRange { min: OLDEST_FORMAT_VERSION, max: FORMAT_VERSION };
 
     /// The highest version that both sides speak, if there is one.
     pub fn negotiate(self, other: VersionRange) -> Option<u8> {

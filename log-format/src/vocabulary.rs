@@ -174,21 +174,14 @@ mod disk_images {
         disks: &[(u64, [u8; 32])],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(
-            disks
-                .iter()
-                .map(|(size, hash)| (size, ByteArray::new(*hash))),
-        )
+        serializer.collect_seq(disks.iter().map(|(size, hash)| (size, ByteArray::new(*hash))))
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<(u64, [u8; 32])>, D::Error> {
         let disks = Vec::<(u64, ByteArray<32>)>::deserialize(deserializer)?;
-        Ok(disks
-            .into_iter()
-            .map(|(size, hash)| (size, hash.into_array()))
-            .collect())
+        Ok(disks.into_iter().map(|(size, hash)| (size, hash.into_array())).collect())
     }
 }
 

@@ -19,29 +19,18 @@ fn every_message_comes_back_as_it_was() {
 fn every_record_of_a_segment_comes_back_as_it_was() {
     let header = common::segment_header();
     let bytes = header.encode().unwrap();
-    assert_eq!(
-        SegmentRecord::decode(&bytes).unwrap(),
-        SegmentRecord::Header(header)
-    );
+    assert_eq!(SegmentRecord::decode(&bytes).unwrap(), SegmentRecord::Header(header));
     let end = common::segment_end();
     let bytes = end.encode().unwrap();
-    assert_eq!(
-        SegmentRecord::decode(&bytes).unwrap(),
-        SegmentRecord::End(end)
-    );
+    assert_eq!(SegmentRecord::decode(&bytes).unwrap(), SegmentRecord::End(end));
     let batch = common::full_batch().seal(common::chain()).unwrap();
-    assert_eq!(
-        SegmentRecord::decode(batch.bytes()).unwrap(),
-        SegmentRecord::Batch(batch)
-    );
+    assert_eq!(SegmentRecord::decode(batch.bytes()).unwrap(), SegmentRecord::Batch(batch));
 }
 
 #[test]
 fn the_samples_cover_every_kind() {
-    let kinds: HashSet<FrameKind> = common::frames()
-        .iter()
-        .map(|(_, bytes)| FrameHeader::decode(bytes).unwrap().kind)
-        .collect();
+    let kinds: HashSet<FrameKind> =
+        common::frames().iter().map(|(_, bytes)| FrameHeader::decode(bytes).unwrap().kind).collect();
     assert_eq!(kinds, HashSet::from(FrameKind::ALL));
 }
 

@@ -3,6 +3,9 @@
 // Every test file uses its own part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod reseal;
+pub mod strategies;
+
 use bytes::Bytes;
 use log_format::*;
 
@@ -20,11 +23,7 @@ pub fn moment(icount: u64, time_ns: u64) -> Moment {
 }
 
 pub fn position() -> Position {
-    Position {
-        term: 3,
-        moment: moment(9_000_000_000, 12_345_678_901),
-        sequence: 77,
-    }
+    Position { term: 3, moment: moment(9_000_000_000, 12_345_678_901), sequence: 77 }
 }
 
 pub fn chain() -> ChainHash {
@@ -44,13 +43,9 @@ pub fn full_batch() -> Batch {
             frame: Bytes::from_static(b"\x52\x54\0\x12\x34\x56\x52\x55\x0a\0\x02\x02\x08\0E\0"),
         },
         Event::ConsoleIn(Bytes::from_static(b"ls\n")),
-        Event::ClockAdvance {
-            delta_ns: 4_000_000,
-        },
+        Event::ClockAdvance { delta_ns: 4_000_000 },
         Event::Entropy(Bytes::from_static(&[9; 32])),
-        Event::WallClock {
-            unix_ns: 1_795_000_000_000_000_000,
-        },
+        Event::WallClock { unix_ns: 1_795_000_000_000_000_000 },
         Event::Control(Control::PowerButton),
         Event::Control(Control::Reset),
         Event::Control(Control::Announce),
@@ -58,26 +53,15 @@ pub fn full_batch() -> Batch {
     let events: Vec<LoggedEvent> = events
         .into_iter()
         .zip(1u64..)
-        .map(|(event, n)| LoggedEvent {
-            at: moment(4_000_000 + 1000 * n, 7_000_000 + 3000 * n),
-            event,
-        })
+        .map(|(event, n)| LoggedEvent { at: moment(4_000_000 + 1000 * n, 7_000_000 + 3000 * n), event })
         .collect();
     Batch {
         term: 3,
         sequence: 78,
         end,
         digests: vec![
-            LoggedDigest {
-                at: moment(4_000_000, 7_000_000),
-                events_before: 1000,
-                digest: digest(0x11),
-            },
-            LoggedDigest {
-                at: end,
-                events_before: 1008,
-                digest: digest(0xee),
-            },
+            LoggedDigest { at: moment(4_000_000, 7_000_000), events_before: 1000, digest: digest(0x11) },
+            LoggedDigest { at: end, events_before: 1008, digest: digest(0xee) },
         ],
         events,
         first_output: 500,
@@ -108,10 +92,7 @@ pub fn compressible_batch() -> Batch {
         events: (0..10)
             .map(|n| LoggedEvent {
                 at: moment(6_100_000 + n, 10_100_000 + n),
-                event: Event::NetworkIn {
-                    port: 0,
-                    frame: frame.clone(),
-                },
+                event: Event::NetworkIn { port: 0, frame: frame.clone() },
             })
             .collect(),
         first_output: 503,
@@ -132,20 +113,12 @@ pub fn segment_header() -> SegmentHeader {
 }
 
 pub fn segment_end() -> SegmentEnd {
-    SegmentEnd {
-        position: position(),
-        chain: chain(),
-        last: true,
-        batches: 72,
-    }
+    SegmentEnd { position: position(), chain: chain(), last: true, batches: 72 }
 }
 
 /// One of each message, with a name for its golden file.
 pub fn messages() -> Vec<(&'static str, Message)> {
-    let page = |fill| Page {
-        index: u64::from(fill),
-        data: Some(vec![fill; 4096].into()),
-    };
+    let page = |fill| Page { index: u64::from(fill), data: Some(vec![fill; 4096].into()) };
     vec![
         (
             "hello",
@@ -155,10 +128,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 vm: "ledger".into(),
                 node: "node-b".into(),
                 identity: identity(),
-                have: Some(Have {
-                    position: position(),
-                    chain: chain(),
-                }),
+                have: Some(Have { position: position(), chain: chain() }),
                 has_boot_images: true,
             }),
         ),
@@ -203,33 +173,14 @@ pub fn messages() -> Vec<(&'static str, Message)> {
         (
             "checkpoint-part",
             Message::CheckpointPart(CheckpointPart {
-                pages: vec![
-                    page(7),
-                    Page {
-                        index: 8,
-                        data: None,
-                    },
-                ],
-                blocks: vec![DiskBlock {
-                    disk: 1,
-                    index: 12,
-                    data: vec![3; 4096].into(),
-                }],
+                pages: vec![page(7), Page { index: 8, data: None }],
+                blocks: vec![DiskBlock { disk: 1, index: 12, data: vec![3; 4096].into() }],
             }),
         ),
-        (
-            "checkpoint-end",
-            Message::CheckpointEnd(CheckpointEnd { parts: 12 }),
-        ),
+        ("checkpoint-end", Message::CheckpointEnd(CheckpointEnd { parts: 12 })),
         ("batch", Message::Batch(full_batch().seal(chain()).unwrap())),
-        (
-            "batch-mark",
-            Message::Batch(mark_batch().seal(chain()).unwrap()),
-        ),
-        (
-            "batch-compressed",
-            Message::Batch(compressible_batch().seal(chain()).unwrap()),
-        ),
+        ("batch-mark", Message::Batch(mark_batch().seal(chain()).unwrap())),
+        ("batch-compressed", Message::Batch(compressible_batch().seal(chain()).unwrap())),
         (
             "heartbeat",
             Message::Heartbeat(Heartbeat {
@@ -250,21 +201,8 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 held: 80,
             }),
         ),
-        (
-            "ack",
-            Message::Ack(Ack {
-                term: 3,
-                sequence: 80,
-                durable: true,
-            }),
-        ),
-        (
-            "ready",
-            Message::Ready(Ready {
-                term: 3,
-                sequence: 80,
-            }),
-        ),
+        ("ack", Message::Ack(Ack { term: 3, sequence: 80, durable: true })),
+        ("ready", Message::Ready(Ready { term: 3, sequence: 80 })),
         (
             "divergence",
             Message::Divergence(Divergence {
@@ -288,10 +226,8 @@ pub fn messages() -> Vec<(&'static str, Message)> {
 
 /// The frame of one of every kind, with a name for its golden file.
 pub fn frames() -> Vec<(&'static str, Bytes)> {
-    let mut frames: Vec<_> = messages()
-        .into_iter()
-        .map(|(name, message)| (name, message.encode().unwrap()))
-        .collect();
+    let mut frames: Vec<_> =
+        messages().into_iter().map(|(name, message)| (name, message.encode().unwrap())).collect();
     frames.push(("segment-header", segment_header().encode().unwrap()));
     frames.push(("segment-end", segment_end().encode().unwrap()));
     frames
