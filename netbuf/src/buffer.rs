@@ -65,10 +65,7 @@ impl Default for BufferLimits {
     /// 16,384 outputs and 16 MiB: a quarter of the memory a machine may cost its host beside
     /// the guest's own, and 100 ms of a 1 Gbit/s port.
     fn default() -> Self {
-        BufferLimits {
-            outputs: 16_384,
-            bytes: 16 << 20,
-        }
+        BufferLimits { outputs: 16_384, bytes: 16 << 20 }
     }
 }
 
@@ -143,10 +140,7 @@ impl OutputBuffer {
         }
         self.held_bytes += bytes_of(&output.output);
         self.counters.peak_held_bytes = self.counters.peak_held_bytes.max(self.held_bytes);
-        self.held.push_back(Held {
-            since_ns: now_ns,
-            output,
-        });
+        self.held.push_back(Held { since_ns: now_ns, output });
         if !self.protected {
             self.releasable = self.held.len();
         }
@@ -154,11 +148,7 @@ impl OutputBuffer {
 
     /// Everything held that was produced at or before `moment` may leave.
     pub fn commit(&mut self, moment: Moment) {
-        while self
-            .held
-            .get(self.releasable)
-            .is_some_and(|held| held.output.at <= moment)
-        {
+        while self.held.get(self.releasable).is_some_and(|held| held.output.at <= moment) {
             self.releasable += 1;
         }
     }
@@ -188,9 +178,7 @@ impl OutputBuffer {
         self.released_before = held.output.ordinal + 1;
         self.counters.released_outputs += 1;
         self.counters.released_bytes += bytes_of(&held.output.output);
-        self.counters
-            .delay
-            .record(now_ns.saturating_sub(held.since_ns));
+        self.counters.delay.record(now_ns.saturating_sub(held.since_ns));
         Some(held.output)
     }
 
@@ -199,11 +187,7 @@ impl OutputBuffer {
     pub fn drop_released_before(&mut self, ordinal: u64) -> usize {
         self.released_before = self.released_before.max(ordinal);
         let mut dropped = 0;
-        while self
-            .held
-            .front()
-            .is_some_and(|held| held.output.ordinal < ordinal)
-        {
+        while self.held.front().is_some_and(|held| held.output.ordinal < ordinal) {
             self.pop_oldest();
             dropped += 1;
         }

@@ -7,24 +7,16 @@ fn output(ordinal: u64, icount: u64) -> LoggedOutput {
     LoggedOutput {
         ordinal,
         at: moment(icount),
-        output: Output::Frame {
-            port: 0,
-            frame: Bytes::from(vec![ordinal as u8; 60]),
-        },
+        output: Output::Frame { port: 0, frame: Bytes::from(vec![ordinal as u8; 60]) },
     }
 }
 
 fn moment(icount: u64) -> Moment {
-    Moment {
-        icount,
-        time_ns: icount,
-    }
+    Moment { icount, time_ns: icount }
 }
 
 fn released(buffer: &mut OutputBuffer, now_ns: u64) -> Vec<u64> {
-    std::iter::from_fn(|| buffer.poll_release(now_ns))
-        .map(|output| output.ordinal)
-        .collect()
+    std::iter::from_fn(|| buffer.poll_release(now_ns)).map(|output| output.ordinal).collect()
 }
 
 #[test]
@@ -48,10 +40,7 @@ fn a_commit_orders_by_guest_time_while_icount_stands() {
     buffer.hold(late, 0);
     buffer.commit(moment(10));
     assert_eq!(released(&mut buffer, 1), []);
-    buffer.commit(Moment {
-        icount: 10,
-        time_ns: 500,
-    });
+    buffer.commit(Moment { icount: 10, time_ns: 500 });
     assert_eq!(released(&mut buffer, 1), [0]);
 }
 
@@ -92,10 +81,7 @@ fn a_backup_drops_what_was_released_even_before_it_made_it() {
 
 #[test]
 fn full_by_count_or_by_bytes() {
-    let limits = BufferLimits {
-        outputs: 2,
-        bytes: 1000,
-    };
+    let limits = BufferLimits { outputs: 2, bytes: 1000 };
     let mut buffer = OutputBuffer::new(limits);
     buffer.hold(output(0, 1), 0);
     assert!(!buffer.is_full());
@@ -106,10 +92,7 @@ fn full_by_count_or_by_bytes() {
     released(&mut buffer, 1);
     assert!(!buffer.is_full());
 
-    let mut buffer = OutputBuffer::new(BufferLimits {
-        outputs: 100,
-        bytes: 60,
-    });
+    let mut buffer = OutputBuffer::new(BufferLimits { outputs: 100, bytes: 60 });
     buffer.hold(output(0, 1), 0);
     assert!(buffer.is_full());
 }

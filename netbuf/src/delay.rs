@@ -19,12 +19,7 @@ pub struct DelayHistogram {
 
 impl Default for DelayHistogram {
     fn default() -> Self {
-        DelayHistogram {
-            buckets: Box::new([0; BUCKETS]),
-            count: 0,
-            total_ns: 0,
-            max_ns: 0,
-        }
+        DelayHistogram { buckets: Box::new([0; BUCKETS]), count: 0, total_ns: 0, max_ns: 0 }
     }
 }
 
@@ -108,14 +103,7 @@ mod tests {
     #[test]
     fn an_empty_histogram_reads_zero() {
         let histogram = DelayHistogram::default();
-        assert_eq!(
-            (
-                histogram.mean_ns(),
-                histogram.percentile_ns(99.0),
-                histogram.max_ns()
-            ),
-            (0, 0, 0)
-        );
+        assert_eq!((histogram.mean_ns(), histogram.percentile_ns(99.0), histogram.max_ns()), (0, 0, 0));
     }
 
     #[test]
