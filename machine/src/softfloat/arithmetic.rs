@@ -10,17 +10,13 @@ use super::{Flags, Format, Rounding, infinity, invalid, negate, zero};
 pub fn add<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
     match (unpack(a, flags), unpack(b, flags)) {
         (Operand::Nan, _) | (_, Operand::Nan) => F::CANONICAL_NAN,
-        (Operand::Infinite { negative: x }, Operand::Infinite { negative: y }) if x != y => {
-            invalid(flags)
-        }
+        (Operand::Infinite { negative: x }, Operand::Infinite { negative: y }) if x != y => invalid(flags),
         (Operand::Infinite { .. }, _) => a,
         (_, Operand::Infinite { .. }) => b,
         (Operand::Zero { negative: x }, Operand::Zero { negative: y }) => zero_sum(x, y, rounding),
         (Operand::Zero { .. }, _) => b,
         (_, Operand::Zero { .. }) => a,
-        (Operand::Finite(x), Operand::Finite(y)) => {
-            round_sum(Wide::from(x), Wide::from(y), rounding, flags)
-        }
+        (Operand::Finite(x), Operand::Finite(y)) => round_sum(Wide::from(x), Wide::from(y), rounding, flags),
     }
 }
 
@@ -50,9 +46,7 @@ pub fn fused_multiply_add<F: Format>(a: F, b: F, c: F, rounding: Rounding, flags
         // Infinity times zero is invalid whatever is added, a quiet NaN too.
         (Product::Invalid, _) => invalid(flags),
         (Product::Nan, _) | (_, Operand::Nan) => F::CANONICAL_NAN,
-        (Product::Infinite { negative: x }, Operand::Infinite { negative: y }) if x != y => {
-            invalid(flags)
-        }
+        (Product::Infinite { negative: x }, Operand::Infinite { negative: y }) if x != y => invalid(flags),
         (Product::Infinite { negative }, _) => infinity(negative),
         (_, Operand::Infinite { .. }) => c,
         (Product::Zero { negative: x }, Operand::Zero { negative: y }) => zero_sum(x, y, rounding),
@@ -187,11 +181,7 @@ fn product(a: Operand, b: Operand) -> Product {
 /// The sum of two zeros: of different signs, it is +0 in every mode but [`Rounding::Down`].
 #[inline]
 fn zero_sum<F: Format>(a_negative: bool, b_negative: bool, rounding: Rounding) -> F {
-    zero(if a_negative == b_negative {
-        a_negative
-    } else {
-        rounding == Rounding::Down
-    })
+    zero(if a_negative == b_negative { a_negative } else { rounding == Rounding::Down })
 }
 
 /// The rounded sum of two numbers other than zero.

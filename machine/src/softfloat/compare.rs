@@ -57,11 +57,7 @@ fn extremum<F: Format>(a: F, b: F, wanted: Ordering, flags: &mut Flags) -> F {
         (false, true) => a,
         (false, false) => {
             // By the order of the bits, which tells the zeros apart.
-            if order_key(a).cmp(&order_key(b)) == wanted {
-                a
-            } else {
-                b
-            }
+            if order_key(a).cmp(&order_key(b)) == wanted { a } else { b }
         }
     }
 }
@@ -98,11 +94,7 @@ pub fn classify<F: Format>(value: F) -> u64 {
     let negative = bits & F::SIGN != 0;
     let magnitude = bits & !F::SIGN;
     let (if_negative, if_positive) = if magnitude > F::INFINITY {
-        let class = if is_signalling(value) {
-            Classes::SIGNALLING_NAN
-        } else {
-            Classes::QUIET_NAN
-        };
+        let class = if is_signalling(value) { Classes::SIGNALLING_NAN } else { Classes::QUIET_NAN };
         (class, class)
     } else if magnitude == F::INFINITY {
         (Classes::NEGATIVE_INFINITY, Classes::POSITIVE_INFINITY)
@@ -140,9 +132,5 @@ fn compare<F: Format>(a: F, b: F) -> Ordering {
 fn order_key<F: Format>(value: F) -> i64 {
     let bits = value.to_bits64();
     let magnitude = (bits & !F::SIGN) as i64;
-    if bits & F::SIGN != 0 {
-        !magnitude
-    } else {
-        magnitude
-    }
+    if bits & F::SIGN != 0 { !magnitude } else { magnitude }
 }

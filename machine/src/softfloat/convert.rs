@@ -4,11 +4,7 @@ use super::unpacked::{Finite, Operand, round, rounds_away, unpack};
 use super::{Flags, Format, Rounding, infinity, zero};
 
 /// FCVT.S.D and FCVT.D.S: the value in the other format. To the wider one it is exact.
-pub fn convert_format<From: Format, To: Format>(
-    value: From,
-    rounding: Rounding,
-    flags: &mut Flags,
-) -> To {
+pub fn convert_format<From: Format, To: Format>(value: From, rounding: Rounding, flags: &mut Flags) -> To {
     match unpack(value, flags) {
         Operand::Nan => To::CANONICAL_NAN,
         Operand::Infinite { negative } => infinity(negative),
@@ -74,11 +70,7 @@ fn to_integer<F: Format>(
         flags.raise(Flags::INVALID);
         if negative { lowest } else { highest }
     };
-    let Finite {
-        negative,
-        exponent,
-        significand,
-    } = match unpack(value, flags) {
+    let Finite { negative, exponent, significand } = match unpack(value, flags) {
         Operand::Nan => return out_of_range(false, flags),
         Operand::Infinite { negative } => return out_of_range(negative, flags),
         Operand::Zero { .. } => return 0,
@@ -96,31 +88,19 @@ fn to_integer<F: Format>(
     match whole.checked_add(u64::from(away)) {
         Some(magnitude) if magnitude <= limit => {
             flags.raise_if(fraction != 0, Flags::INEXACT);
-            if negative {
-                magnitude.wrapping_neg()
-            } else {
-                magnitude
-            }
+            if negative { magnitude.wrapping_neg() } else { magnitude }
         }
         _ => out_of_range(negative, flags),
     }
 }
 
 #[inline]
-fn from_magnitude<F: Format>(
-    negative: bool,
-    magnitude: u64,
-    rounding: Rounding,
-    flags: &mut Flags,
-) -> F {
+fn from_magnitude<F: Format>(negative: bool, magnitude: u64, rounding: Rounding, flags: &mut Flags) -> F {
     if magnitude == 0 {
         return zero(false);
     }
     let leading_zeros = magnitude.leading_zeros();
-    let exact = Finite {
-        negative,
-        exponent: 63 - leading_zeros as i32,
-        significand: magnitude << leading_zeros,
-    };
+    let exact =
+        Finite { negative, exponent: 63 - leading_zeros as i32, significand: magnitude << leading_zeros };
     round(exact, rounding, flags)
 }

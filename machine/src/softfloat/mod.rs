@@ -20,9 +20,7 @@ mod unpacked;
 
 pub use arithmetic::{add, div, fused_multiply_add, mul, sqrt, sub};
 pub use compare::{Classes, classify, equal, less, less_or_equal, maximum, minimum};
-pub use convert::{
-    convert_format, from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64,
-};
+pub use convert::{convert_format, from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64};
 
 /// An IEEE 754 binary interchange format, implemented by the integer that holds its bits.
 pub trait Format: Copy + Eq + std::fmt::Debug + std::fmt::LowerHex + sealed::Sealed {
@@ -110,13 +108,8 @@ pub enum Rounding {
 
 impl Rounding {
     /// All modes, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
-        Self::NearestEven,
-        Self::TowardZero,
-        Self::Down,
-        Self::Up,
-        Self::NearestMaxMagnitude,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::NearestEven, Self::TowardZero, Self::Down, Self::Up, Self::NearestMaxMagnitude];
 
     /// The mode of number `bits`; `None` for 5 and 6 (reserved) and 7 (in an instruction:
     /// take the mode from `frm`).
@@ -194,11 +187,7 @@ pub fn box_f32(value: u32) -> u64 {
 /// The binary32 in a 64-bit register; a value that is not boxed counts as the canonical NaN.
 #[inline]
 pub fn unbox_f32(register: u64) -> u32 {
-    if register >> 32 == 0xffff_ffff {
-        register as u32
-    } else {
-        u32::CANONICAL_NAN
-    }
+    if register >> 32 == 0xffff_ffff { register as u32 } else { u32::CANONICAL_NAN }
 }
 
 /// The value with its sign turned, of a NaN too; raises nothing.

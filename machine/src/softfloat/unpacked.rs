@@ -58,11 +58,7 @@ pub(super) fn unpack<F: Format>(value: F, flags: &mut Flags) -> Operand {
 /// Rounds to the format, raising NX, UF and OF as due.
 #[inline]
 pub(super) fn round<F: Format>(exact: Finite, rounding: Rounding, flags: &mut Flags) -> F {
-    let Finite {
-        negative,
-        exponent,
-        significand,
-    } = exact;
+    let Finite { negative, exponent, significand } = exact;
     let stored_exponent = exponent + F::BIAS;
     // The bits kept include the leading one, which by carrying adds one to the exponent field;
     // hence the field starts one lower.
@@ -93,11 +89,7 @@ pub(super) fn round<F: Format>(exact: Finite, rounding: Rounding, flags: &mut Fl
 /// The format's significand out of the top bits of a 64-bit one, a carry included, and
 /// whether anything was lost.
 #[inline]
-fn round_significand<F: Format>(
-    negative: bool,
-    significand: u64,
-    rounding: Rounding,
-) -> (u64, bool) {
+fn round_significand<F: Format>(negative: bool, significand: u64, rounding: Rounding) -> (u64, bool) {
     let dropped_bits = 63 - F::FRACTION_BITS;
     let kept = significand >> dropped_bits;
     let dropped = significand << (64 - dropped_bits);

@@ -150,23 +150,13 @@ impl<From: Oracle, To: Oracle> Case<'_, From, To> {
         let scaled = |x: From| {
             let exact = x.float();
             let scaled = exact.scalbn(scale);
-            if scaled.is_zero() && !exact.is_zero() {
-                From::Float::SMALLEST.copy_sign(exact)
-            } else {
-                scaled
-            }
+            if scaled.is_zero() && !exact.is_zero() { From::Float::SMALLEST.copy_sign(exact) } else { scaled }
         };
         let operands: Vec<From::Float> = self
             .operands
             .iter()
             .enumerate()
-            .map(|(index, &x)| {
-                if index == 1 && !self.is_sum() {
-                    x.float()
-                } else {
-                    scaled(x)
-                }
-            })
+            .map(|(index, &x)| if index == 1 && !self.is_sum() { x.float() } else { scaled(x) })
             .collect();
         let value = (self.theirs)(&operands, round_of(self.rounding)).value;
         let bits = To::bits_of(value).to_bits64() & !To::SIGN;
@@ -186,27 +176,12 @@ fn arithmetic<F: Oracle>(seed: u64) {
         let rounding = random.rounding();
         let check = |name, ours: &dyn Fn(&[F], Rounding, &mut Flags) -> F, theirs: &_| {
             let operands = &[a, b];
-            Case {
-                name,
-                operands,
-                rounding,
-                ours,
-                theirs,
-            }
-            .check();
+            Case { name, operands, rounding, ours, theirs }.check();
         };
-        check("add", &|x, r, f| add(x[0], x[1], r, f), &|x, r| {
-            x[0].add_r(x[1], r)
-        });
-        check("sub", &|x, r, f| sub(x[0], x[1], r, f), &|x, r| {
-            x[0].sub_r(x[1], r)
-        });
-        check("mul", &|x, r, f| mul(x[0], x[1], r, f), &|x, r| {
-            x[0].mul_r(x[1], r)
-        });
-        check("div", &|x, r, f| div(x[0], x[1], r, f), &|x, r| {
-            x[0].div_r(x[1], r)
-        });
+        check("add", &|x, r, f| add(x[0], x[1], r, f), &|x, r| x[0].add_r(x[1], r));
+        check("sub", &|x, r, f| sub(x[0], x[1], r, f), &|x, r| x[0].sub_r(x[1], r));
+        check("mul", &|x, r, f| mul(x[0], x[1], r, f), &|x, r| x[0].mul_r(x[1], r));
+        check("div", &|x, r, f| div(x[0], x[1], r, f), &|x, r| x[0].div_r(x[1], r));
     }
 }
 
@@ -303,17 +278,11 @@ fn check_to_integer<F: Oracle>(
     let float = value.float();
     let round = round_of(rounding);
     // The oracle's signed conversion in one more bit has room for both ranges.
-    let StatusAnd {
-        status,
-        value: wide,
-    } = float.to_i128_r(66, round, &mut false);
+    let StatusAnd { status, value: wide } = float.to_i128_r(66, round, &mut false);
     let (expected, raised) = if float.is_nan() {
         (highest, Flags::INVALID)
     } else if status.contains(Status::INVALID_OP) {
-        (
-            if float.is_negative() { lowest } else { highest },
-            Flags::INVALID,
-        )
+        (if float.is_negative() { lowest } else { highest }, Flags::INVALID)
     } else if wide < lowest || wide > highest {
         (wide.clamp(lowest, highest), Flags::INVALID)
     } else {
@@ -336,11 +305,7 @@ fn convert_to_integers<F: Oracle>(seed: u64) {
             let half = F::from_bits64((F::BIAS as u64 - 1) << F::FRACTION_BITS);
             let ignored = &mut Flags::default();
             let integer: F = from_i64(random.integer() as i64, random.rounding(), ignored);
-            let scale = if random.below(2) == 0 {
-                half
-            } else {
-                mul(half, half, rounding, ignored)
-            };
+            let scale = if random.below(2) == 0 { half } else { mul(half, half, rounding, ignored) };
             mul(integer, scale, rounding, ignored)
         };
         let mut flags = [Flags::NONE; 4];
@@ -350,9 +315,8 @@ fn convert_to_integers<F: Oracle>(seed: u64) {
             i128::from(to_i64(value, rounding, &mut flags[2])),
             i128::from(to_u64(value, rounding, &mut flags[3])),
         ];
-        for (index, (width, signed)) in [(32, true), (32, false), (64, true), (64, false)]
-            .into_iter()
-            .enumerate()
+        for (index, (width, signed)) in
+            [(32, true), (32, false), (64, true), (64, false)].into_iter().enumerate()
         {
             check_to_integer(value, rounding, width, signed, results[index], flags[index]);
         }
@@ -372,22 +336,10 @@ fn convert_from_integers<F: Oracle>(seed: u64) {
         let rounding = random.rounding();
         let mut flags = [Flags::NONE; 4];
         let results: [(F, i128); 4] = [
-            (
-                from_i32(integer as i32, rounding, &mut flags[0]),
-                i128::from(integer as i32),
-            ),
-            (
-                from_u32(integer as u32, rounding, &mut flags[1]),
-                i128::from(integer as u32),
-            ),
-            (
-                from_i64(integer as i64, rounding, &mut flags[2]),
-                i128::from(integer as i64),
-            ),
-            (
-                from_u64(integer, rounding, &mut flags[3]),
-                i128::from(integer),
-            ),
+            (from_i32(integer as i32, rounding, &mut flags[0]), i128::from(integer as i32)),
+            (from_u32(integer as u32, rounding, &mut flags[1]), i128::from(integer as u32)),
+            (from_i64(integer as i64, rounding, &mut flags[2]), i128::from(integer as i64)),
+            (from_u64(integer, rounding, &mut flags[3]), i128::from(integer)),
         ];
         for ((result, exact), flags) in results.into_iter().zip(flags) {
             let converted = F::Float::from_i128_r(exact, round_of(rounding));

@@ -11,19 +11,11 @@ const RNE: Rounding = Rounding::NearestEven;
 
 /// The host's result with its NaN made canonical.
 fn canonical64(value: f64) -> u64 {
-    if value.is_nan() {
-        u64::CANONICAL_NAN
-    } else {
-        value.to_bits()
-    }
+    if value.is_nan() { u64::CANONICAL_NAN } else { value.to_bits() }
 }
 
 fn canonical32(value: f32) -> u32 {
-    if value.is_nan() {
-        u32::CANONICAL_NAN
-    } else {
-        value.to_bits()
-    }
+    if value.is_nan() { u32::CANONICAL_NAN } else { value.to_bits() }
 }
 
 fn check64(a: u64, b: u64) {
@@ -37,21 +29,9 @@ fn check64(a: u64, b: u64) {
     assert_eq!(equal(a, b, flags), x == y, "{a:x} == {b:x}");
     assert_eq!(less(a, b, flags), x < y, "{a:x} < {b:x}");
     assert_eq!(less_or_equal(a, b, flags), x <= y, "{a:x} <= {b:x}");
-    assert_eq!(
-        convert_format::<u64, u32>(a, RNE, flags),
-        canonical32(x as f32),
-        "{a:x}"
-    );
-    assert_eq!(
-        from_i64::<u64>(a as i64, RNE, flags),
-        (a as i64 as f64).to_bits(),
-        "{a:x}"
-    );
-    assert_eq!(
-        from_u64::<u64>(a, RNE, flags),
-        (a as f64).to_bits(),
-        "{a:x}"
-    );
+    assert_eq!(convert_format::<u64, u32>(a, RNE, flags), canonical32(x as f32), "{a:x}");
+    assert_eq!(from_i64::<u64>(a as i64, RNE, flags), (a as i64 as f64).to_bits(), "{a:x}");
+    assert_eq!(from_u64::<u64>(a, RNE, flags), (a as f64).to_bits(), "{a:x}");
     if !x.is_nan() {
         // The casts saturate as RISC-V does, but for NaN.
         let rtz = Rounding::TowardZero;
@@ -73,26 +53,10 @@ fn check32(a: u32, b: u32) {
     assert_eq!(equal(a, b, flags), x == y, "{a:x} == {b:x}");
     assert_eq!(less(a, b, flags), x < y, "{a:x} < {b:x}");
     assert_eq!(less_or_equal(a, b, flags), x <= y, "{a:x} <= {b:x}");
-    assert_eq!(
-        convert_format::<u32, u64>(a, RNE, flags),
-        canonical64(f64::from(x)),
-        "{a:x}"
-    );
-    assert_eq!(
-        from_i32::<u32>(a as i32, RNE, flags),
-        (a as i32 as f32).to_bits(),
-        "{a:x}"
-    );
-    assert_eq!(
-        from_u32::<u32>(a, RNE, flags),
-        (a as f32).to_bits(),
-        "{a:x}"
-    );
-    assert_eq!(
-        from_i32::<u64>(a as i32, RNE, flags),
-        f64::from(a as i32).to_bits(),
-        "{a:x}"
-    );
+    assert_eq!(convert_format::<u32, u64>(a, RNE, flags), canonical64(f64::from(x)), "{a:x}");
+    assert_eq!(from_i32::<u32>(a as i32, RNE, flags), (a as i32 as f32).to_bits(), "{a:x}");
+    assert_eq!(from_u32::<u32>(a, RNE, flags), (a as f32).to_bits(), "{a:x}");
+    assert_eq!(from_i32::<u64>(a as i32, RNE, flags), f64::from(a as i32).to_bits(), "{a:x}");
 }
 
 #[test]

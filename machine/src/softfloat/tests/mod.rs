@@ -4,6 +4,7 @@
 //! ([`directed`]). Operands come from [`operands`], which favours the borders.
 
 mod differential;
+mod directed;
 mod host_rounding;
 mod operands;
 mod roots;

@@ -37,11 +37,7 @@ impl Random {
             _ => run_of_ones(self),
         };
         let value = value.wrapping_add(self.below(3)).wrapping_sub(1);
-        if self.below(3) == 0 {
-            value.wrapping_neg()
-        } else {
-            value
-        }
+        if self.below(3) == 0 { value.wrapping_neg() } else { value }
     }
 
     /// Any value of the format.

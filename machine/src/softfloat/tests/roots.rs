@@ -14,28 +14,19 @@ fn parts<F: Format>(value: F) -> (u128, i32) {
     let stored = ((bits & F::INFINITY) >> F::FRACTION_BITS) as i32;
     let fraction = u128::from(bits & F::FRACTION);
     let lowest = 1 - F::BIAS - F::FRACTION_BITS as i32;
-    if stored == 0 {
-        (fraction, lowest)
-    } else {
-        (fraction | 1 << F::FRACTION_BITS, lowest + stored - 1)
-    }
+    if stored == 0 { (fraction, lowest) } else { (fraction | 1 << F::FRACTION_BITS, lowest + stored - 1) }
 }
 
 /// How (`root` + `halves` / 2 units in its last place)² compares to `x`.
 fn compare_square<F: Format>(root: F, halves: i32, x: F) -> Ordering {
     let (root_integer, root_power) = parts(root);
     let (x_integer, x_power) = parts(x);
-    let doubled = (2 * root_integer)
-        .checked_add_signed(i128::from(halves))
-        .expect("in range");
+    let doubled = (2 * root_integer).checked_add_signed(i128::from(halves)).expect("in range");
     // Both as integers at the power of the square; x always reaches down to no less than it
     // needs, as its root is a normal number.
     let square = doubled * doubled;
     let shift = x_power - (2 * root_power - 2);
-    assert!(
-        shift >= 0,
-        "the root of {x_integer} * 2^{x_power} has too few bits"
-    );
+    assert!(shift >= 0, "the root of {x_integer} * 2^{x_power} has too few bits");
     square.cmp(&(x_integer << shift))
 }
 
@@ -44,11 +35,7 @@ fn check_root<F: Format>(x: F, rounding: Rounding) {
     let root = sqrt(x, rounding, &mut flags);
     let exact = compare_square(root, 0, x) == Ordering::Equal;
     let context = format!("sqrt {x:x} {rounding:?} = {root:x}");
-    assert_eq!(
-        flags,
-        if exact { Flags::NONE } else { Flags::INEXACT },
-        "{context}"
-    );
+    assert_eq!(flags, if exact { Flags::NONE } else { Flags::INEXACT }, "{context}");
     if exact {
         return;
     }
