@@ -4,10 +4,11 @@
 use std::cmp::Ordering;
 
 use super::unpacked::{Finite, Operand, round, unpack};
-use super::{Flags, Format, Rounding, infinity, invalid, negate, zero};
+use super::{Flags, Format, Rounding, infinity, invalid, zero};
 
 /// `a + b`.
-pub fn add<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
+#[inline(never)]
+pub(super) fn add<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
     match (unpack(a, flags), unpack(b, flags)) {
         (Operand::Nan, _) | (_, Operand::Nan) => F::CANONICAL_NAN,
         (Operand::Infinite { negative: x }, Operand::Infinite { negative: y }) if x != y => invalid(flags),
@@ -20,13 +21,9 @@ pub fn add<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
     }
 }
 
-/// `a - b`.
-pub fn sub<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
-    add(a, negate(b), rounding, flags)
-}
-
 /// `a × b`.
-pub fn mul<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
+#[inline(never)]
+pub(super) fn mul<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
     match product(unpack(a, flags), unpack(b, flags)) {
         Product::Nan => F::CANONICAL_NAN,
         Product::Invalid => invalid(flags),
@@ -37,10 +34,8 @@ pub fn mul<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
 }
 
 /// `a × b + c`, rounded once.
-///
-/// The instructions' other forms turn signs: FMSUB is `(a, b, -c)`, FNMSUB `(-a, b, c)`, FNMADD
-/// `(-a, b, -c)`.
-pub fn fused_multiply_add<F: Format>(a: F, b: F, c: F, rounding: Rounding, flags: &mut Flags) -> F {
+#[inline(never)]
+pub(super) fn fused_multiply_add<F: Format>(a: F, b: F, c: F, rounding: Rounding, flags: &mut Flags) -> F {
     let product = product(unpack(a, flags), unpack(b, flags));
     match (product, unpack(c, flags)) {
         // Infinity times zero is invalid whatever is added, a quiet NaN too.
@@ -57,7 +52,8 @@ pub fn fused_multiply_add<F: Format>(a: F, b: F, c: F, rounding: Rounding, flags
 }
 
 /// `a ÷ b`.
-pub fn div<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
+#[inline(never)]
+pub(super) fn div<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
     let negative = (a.to_bits64() ^ b.to_bits64()) & F::SIGN != 0;
     match (unpack(a, flags), unpack(b, flags)) {
         (Operand::Nan, _) | (_, Operand::Nan) => F::CANONICAL_NAN,
@@ -87,7 +83,8 @@ pub fn div<F: Format>(a: F, b: F, rounding: Rounding, flags: &mut Flags) -> F {
 }
 
 /// The square root of `a`.
-pub fn sqrt<F: Format>(a: F, rounding: Rounding, flags: &mut Flags) -> F {
+#[inline(never)]
+pub(super) fn sqrt<F: Format>(a: F, rounding: Rounding, flags: &mut Flags) -> F {
     match unpack(a, flags) {
         Operand::Nan => F::CANONICAL_NAN,
         // The root of minus zero is minus zero.

@@ -4,7 +4,12 @@ use super::unpacked::{Finite, Operand, round, rounds_away, unpack};
 use super::{Flags, Format, Rounding, infinity, zero};
 
 /// FCVT.S.D and FCVT.D.S: the value in the other format. To the wider one it is exact.
-pub fn convert_format<From: Format, To: Format>(value: From, rounding: Rounding, flags: &mut Flags) -> To {
+#[inline(never)]
+pub(super) fn convert_format<From: Format, To: Format>(
+    value: From,
+    rounding: Rounding,
+    flags: &mut Flags,
+) -> To {
     match unpack(value, flags) {
         Operand::Nan => To::CANONICAL_NAN,
         Operand::Infinite { negative } => infinity(negative),

@@ -9,21 +9,27 @@
 //! IEEE 754 does: a NaN result is always the canonical NaN; tininess is detected after
 //! rounding; `fma(inf, 0, qNaN)` raises NV; an integer conversion out of range saturates.
 //!
-//! All of it is integer arithmetic: the host's floating point plays no part.
+//! Two paths give the same bits: the reference path in integers alone ([`arithmetic`],
+//! [`convert`]), and for the common case the host's own arithmetic ([`host`]) where result and
+//! flags provably are the same.
 
 mod arithmetic;
 mod compare;
 mod convert;
+mod host;
 #[cfg(test)]
 mod tests;
 mod unpacked;
 
-pub use arithmetic::{add, div, fused_multiply_add, mul, sqrt, sub};
 pub use compare::{Classes, classify, equal, less, less_or_equal, maximum, minimum};
-pub use convert::{convert_format, from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64};
+pub use convert::{from_i32, from_i64, from_u32, from_u64, to_i32, to_i64, to_u32, to_u64};
+
+pub use host::{add, convert_format, div, fused_multiply_add, mul, sqrt, sub};
+
+use std::fmt::{Debug, LowerHex};
 
 /// An IEEE 754 binary interchange format, implemented by the integer that holds its bits.
-pub trait Format: Copy + Eq + std::fmt::Debug + std::fmt::LowerHex + sealed::Sealed {
+pub trait Format: Copy + Eq + Debug + LowerHex + host::Native {
     /// Bits of the stored fraction.
     const FRACTION_BITS: u32;
     /// Bits of the stored exponent.
@@ -48,12 +54,6 @@ pub trait Format: Copy + Eq + std::fmt::Debug + std::fmt::LowerHex + sealed::Sea
     fn to_bits64(self) -> u64;
     /// The format's bits out of the low ones of `bits`.
     fn from_bits64(bits: u64) -> Self;
-}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for u32 {}
-    impl Sealed for u64 {}
 }
 
 /// binary32, single precision.

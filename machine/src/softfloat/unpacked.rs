@@ -97,18 +97,22 @@ fn round_significand<F: Format>(negative: bool, significand: u64, rounding: Roun
     (kept + u64::from(up), dropped != 0)
 }
 
-/// Whether the magnitude grows by one in the last place kept, when `dropped` 64ths powers of
-/// two (a fraction of that place, as a binary fraction from bit 63 down) are taken from it.
+/// Whether the magnitude grows by one in the last place kept. `dropped` is what is taken from
+/// it: the fraction of that place whose first binary digit is bit 63.
+///
+/// Each mode is what to add to `dropped` for a carry to say so, which needs no branch on data.
 #[inline]
 pub(super) fn rounds_away(negative: bool, odd: bool, dropped: u64, rounding: Rounding) -> bool {
     const HALF: u64 = 1 << 63;
-    match rounding {
-        Rounding::NearestEven => dropped > HALF || dropped == HALF && odd,
-        Rounding::NearestMaxMagnitude => dropped >= HALF,
-        Rounding::TowardZero => false,
-        Rounding::Down => negative && dropped != 0,
-        Rounding::Up => !negative && dropped != 0,
-    }
+    let any_if = |away: bool| if away { u64::MAX } else { 0 };
+    let addend = match rounding {
+        Rounding::NearestEven => HALF - 1 + u64::from(odd),
+        Rounding::NearestMaxMagnitude => HALF,
+        Rounding::TowardZero => 0,
+        Rounding::Down => any_if(negative),
+        Rounding::Up => any_if(!negative),
+    };
+    dropped.overflowing_add(addend).1
 }
 
 /// What a magnitude beyond the largest finite number becomes: infinity, or that number where

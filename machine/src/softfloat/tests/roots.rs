@@ -32,7 +32,7 @@ fn compare_square<F: Format>(root: F, halves: i32, x: F) -> Ordering {
 
 fn check_root<F: Format>(x: F, rounding: Rounding) {
     let mut flags = Flags::NONE;
-    let root = sqrt(x, rounding, &mut flags);
+    let root = arithmetic::sqrt(x, rounding, &mut flags);
     let exact = compare_square(root, 0, x) == Ordering::Equal;
     let context = format!("sqrt {x:x} {rounding:?} = {root:x}");
     assert_eq!(flags, if exact { Flags::NONE } else { Flags::INEXACT }, "{context}");
