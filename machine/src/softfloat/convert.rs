@@ -70,7 +70,6 @@ fn to_integer<F: Format>(
     flags: &mut Flags,
 ) -> u64 {
     let lowest = lowest_magnitude.wrapping_neg();
-    // Already raised for a signalling NaN, and raised for the quiet one here.
     let out_of_range = |negative: bool, flags: &mut Flags| {
         flags.raise(Flags::INVALID);
         if negative { lowest } else { highest }

@@ -9,8 +9,8 @@
 //! IEEE 754 does: a NaN result is always the canonical NaN; tininess is detected after
 //! rounding; `fma(inf, 0, qNaN)` raises NV; an integer conversion out of range saturates.
 //!
-//! Two paths give the same bits: the reference path in integers alone ([`arithmetic`],
-//! [`convert`]), and for the common case the host's own arithmetic ([`host`]) where result and
+//! Two paths give the same bits: the reference path in integers alone (`arithmetic`,
+//! `convert`), and for the common case the host's own arithmetic (`host`) where result and
 //! flags provably are the same.
 
 mod arithmetic;
@@ -196,7 +196,7 @@ pub fn negate<F: Format>(value: F) -> F {
     F::from_bits64(value.to_bits64() ^ F::SIGN)
 }
 
-/// The smallest magnitude with this sign.
+/// The zero of this sign.
 #[inline]
 fn zero<F: Format>(negative: bool) -> F {
     F::from_bits64(if negative { F::SIGN } else { 0 })
