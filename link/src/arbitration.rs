@@ -179,9 +179,7 @@ pub enum Refusal {
 pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal> {
     match step {
         Step::ClaimStart { node, authority } => claim_start(current, node, *authority),
-        Step::RegisterBackup { node, term, backup } => {
-            register_backup(current, node, *term, backup)
-        }
+        Step::RegisterBackup { node, term, backup } => register_backup(current, node, *term, backup),
         Step::GoAlone { node, term } => go_alone(current, node, *term),
         Step::TakeOver { node, term } => take_over(current, node, *term),
     }
@@ -196,11 +194,7 @@ pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal
 /// [`Refusal::HeldByOther`] when another node is the primary, or may become it: also when
 /// `node` itself was the primary but has a registered backup, since what was acknowledged
 /// to clients may be only there.
-pub fn claim_start(
-    current: Option<&Record>,
-    node: &str,
-    authority: Authority,
-) -> Result<Decision, Refusal> {
+pub fn claim_start(current: Option<&Record>, node: &str, authority: Authority) -> Result<Decision, Refusal> {
     let Some(current) = current else {
         return Ok(Decision::Propose(alone(1, node)));
     };
@@ -208,10 +202,7 @@ pub fn claim_start(
     if own || authority == Authority::Operator {
         return Ok(Decision::Propose(alone(current.term + 1, node)));
     }
-    Err(Refusal::HeldByOther {
-        node: node.to_owned(),
-        current: current.clone(),
-    })
+    Err(Refusal::HeldByOther { node: node.to_owned(), current: current.clone() })
 }
 
 /// The primary `node` of `term` registers `backup`, which is in sync, before it counts on it.
@@ -227,15 +218,9 @@ pub fn register_backup(
 ) -> Result<Decision, Refusal> {
     let current = held_by(current, node, term)?;
     match current.backup.as_deref() {
-        None => Ok(Decision::Propose(Record {
-            backup: Some(backup.to_owned()),
-            ..current.clone()
-        })),
+        None => Ok(Decision::Propose(Record { backup: Some(backup.to_owned()), ..current.clone() })),
         Some(registered) if registered == backup => Ok(Decision::AlreadySo(current.clone())),
-        Some(_) => Err(Refusal::OtherBackup {
-            backup: backup.to_owned(),
-            current: current.clone(),
-        }),
+        Some(_) => Err(Refusal::OtherBackup { backup: backup.to_owned(), current: current.clone() }),
     }
 }
 
@@ -265,26 +250,15 @@ pub fn take_over(current: Option<&Record>, node: &str, term: u64) -> Result<Deci
     if current.term == term + 1 && current.holder == node {
         return Ok(Decision::AlreadySo(current.clone()));
     }
-    Err(Refusal::NotRegistered {
-        node: node.to_owned(),
-        term,
-        current: current.clone(),
-    })
+    Err(Refusal::NotRegistered { node: node.to_owned(), term, current: current.clone() })
 }
 
 fn alone(term: u64, node: &str) -> Record {
-    Record {
-        term,
-        holder: node.to_owned(),
-        backup: None,
-    }
+    Record { term, holder: node.to_owned(), backup: None }
 }
 
 fn present<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a Record, Refusal> {
-    current.ok_or_else(|| Refusal::Vanished {
-        node: node.to_owned(),
-        term,
-    })
+    current.ok_or_else(|| Refusal::Vanished { node: node.to_owned(), term })
 }
 
 fn held_by<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a Record, Refusal> {
@@ -292,11 +266,7 @@ fn held_by<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a
     if current.term == term && current.holder == node {
         return Ok(current);
     }
-    Err(Refusal::Fenced {
-        node: node.to_owned(),
-        term,
-        current: current.clone(),
-    })
+    Err(Refusal::Fenced { node: node.to_owned(), term, current: current.clone() })
 }
 
 /// Why [`arbitrate`] did not take the step.
@@ -346,40 +316,23 @@ mod tests {
     use proptest::prelude::*;
 
     fn record(term: u64, holder: &str, backup: Option<&str>) -> Record {
-        Record {
-            term,
-            holder: holder.into(),
-            backup: backup.map(Into::into),
-        }
+        Record { term, holder: holder.into(), backup: backup.map(Into::into) }
     }
 
     fn claim(node: &str) -> Step {
-        Step::ClaimStart {
-            node: node.into(),
-            authority: Authority::Rules,
-        }
+        Step::ClaimStart { node: node.into(), authority: Authority::Rules }
     }
 
     fn register(node: &str, term: u64, backup: &str) -> Step {
-        Step::RegisterBackup {
-            node: node.into(),
-            term,
-            backup: backup.into(),
-        }
+        Step::RegisterBackup { node: node.into(), term, backup: backup.into() }
     }
 
     fn go_alone_step(node: &str, term: u64) -> Step {
-        Step::GoAlone {
-            node: node.into(),
-            term,
-        }
+        Step::GoAlone { node: node.into(), term }
     }
 
     fn take_over_step(node: &str, term: u64) -> Step {
-        Step::TakeOver {
-            node: node.into(),
-            term,
-        }
+        Step::TakeOver { node: node.into(), term }
     }
 
     #[test]
@@ -415,25 +368,16 @@ mod tests {
             let refusal = decide(&step, Some(&current)).unwrap_err();
             assert!(matches!(refusal, Refusal::Fenced { term: 1, .. }));
         }
-        assert!(matches!(
-            decide(&claim("a"), Some(&current)),
-            Err(Refusal::HeldByOther { .. })
-        ));
+        assert!(matches!(decide(&claim("a"), Some(&current)), Err(Refusal::HeldByOther { .. })));
     }
 
     #[test]
     fn only_the_registered_backup_takes_over_and_only_in_its_term() {
-        for current in [
-            record(1, "a", None),
-            record(1, "a", Some("c")),
-            record(2, "a", Some("b")),
-            record(3, "b", None),
-        ] {
+        for current in
+            [record(1, "a", None), record(1, "a", Some("c")), record(2, "a", Some("b")), record(3, "b", None)]
+        {
             let refusal = decide(&take_over_step("b", 1), Some(&current)).unwrap_err();
-            assert!(
-                matches!(refusal, Refusal::NotRegistered { .. }),
-                "{current}"
-            );
+            assert!(matches!(refusal, Refusal::NotRegistered { .. }), "{current}");
         }
     }
 
@@ -453,10 +397,7 @@ mod tests {
     #[test]
     fn an_emptied_arbiter_is_named() {
         for step in [take_over_step("b", 7), go_alone_step("a", 7)] {
-            assert!(matches!(
-                decide(&step, None),
-                Err(Refusal::Vanished { term: 7, .. })
-            ));
+            assert!(matches!(decide(&step, None), Err(Refusal::Vanished { term: 7, .. })));
         }
     }
 

@@ -77,13 +77,7 @@ impl DetectorConfig {
     /// # Errors
     /// One line that names the figure, what was found and what is expected.
     pub fn check(&self) -> Result<(), DetectorConfigError> {
-        let refuse = |field, found: String, expected| {
-            Err(DetectorConfigError {
-                field,
-                found,
-                expected,
-            })
-        };
+        let refuse = |field, found: String, expected| Err(DetectorConfigError { field, found, expected });
         if !(self.threshold_phi.is_finite() && self.threshold_phi > 0.5) {
             let found = self.threshold_phi.to_string();
             return refuse("threshold_phi", found, "a number above 0.5");
@@ -142,11 +136,9 @@ pub enum Suspicion {
 impl std::fmt::Display for Suspicion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Suspicion::Silence { silence_ns, phi } => write!(
-                f,
-                "silent for {} ms (phi {phi:.1})",
-                silence_ns / MILLISECOND_NS
-            ),
+            Suspicion::Silence { silence_ns, phi } => {
+                write!(f, "silent for {} ms (phi {phi:.1})", silence_ns / MILLISECOND_NS)
+            }
             Suspicion::Closed { closed_for_ns } => write!(
                 f,
                 "its connection broke {} ms ago and it did not come back",
@@ -227,8 +219,7 @@ impl Detector {
     /// φ of the silence so far: grows with time, 0 while everything is as expected.
     pub fn phi(&self, now_ns: u64) -> f64 {
         let silence_ns = now_ns.saturating_sub(self.heard_ns);
-        let deviations =
-            (silence_ns as f64 - self.intervals.mean_ns()) / self.standard_deviation_ns();
+        let deviations = (silence_ns as f64 - self.intervals.mean_ns()) / self.standard_deviation_ns();
         phi_of_deviations(deviations)
     }
 
@@ -248,9 +239,7 @@ impl Detector {
         }
         let silence_at_ns = self.heard_ns.saturating_add(self.timeout_ns());
         match self.closed_ns {
-            Some(closed_ns) => {
-                silence_at_ns.min(closed_ns.saturating_add(self.config.reconnect_grace_ns))
-            }
+            Some(closed_ns) => silence_at_ns.min(closed_ns.saturating_add(self.config.reconnect_grace_ns)),
             None => silence_at_ns,
         }
     }
@@ -265,19 +254,14 @@ impl Detector {
             return None;
         }
         if let Some(closed_ns) = self.closed_ns {
-            return Some(Suspicion::Closed {
-                closed_for_ns: now_ns.saturating_sub(closed_ns),
-            });
+            return Some(Suspicion::Closed { closed_for_ns: now_ns.saturating_sub(closed_ns) });
         }
         let late_ns = now_ns - suspect_at_ns;
         if self.postponed_ns.is_none() && late_ns > self.config.stall_grace_ns {
             self.postponed_ns = Some(now_ns.saturating_add(self.config.stall_grace_ns));
             return None;
         }
-        Some(Suspicion::Silence {
-            silence_ns: now_ns.saturating_sub(self.heard_ns),
-            phi: self.phi(now_ns),
-        })
+        Some(Suspicion::Silence { silence_ns: now_ns.saturating_sub(self.heard_ns), phi: self.phi(now_ns) })
     }
 
     /// When anything was heard last.
@@ -428,9 +412,7 @@ mod tests {
         let mut returned = detector.clone();
         assert_eq!(
             detector.poll_suspicion(closed_ns + 10 * MS),
-            Some(Suspicion::Closed {
-                closed_for_ns: 10 * MS
-            })
+            Some(Suspicion::Closed { closed_for_ns: 10 * MS })
         );
         returned.alive(closed_ns + 9 * MS);
         assert_eq!(returned.suspect_at_ns(), closed_ns + 109 * MS);
@@ -481,10 +463,7 @@ mod tests {
 
     #[test]
     fn senseless_figures_are_refused_by_name() {
-        let config = DetectorConfig {
-            min_timeout_ns: 20 * MS,
-            ..DetectorConfig::default()
-        };
+        let config = DetectorConfig { min_timeout_ns: 20 * MS, ..DetectorConfig::default() };
         let message = config.check().unwrap_err().to_string();
         assert_eq!(
             message,

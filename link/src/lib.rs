@@ -7,3 +7,5 @@
 pub mod arbiter;
 pub mod arbitration;
 pub mod detector;
+pub mod keys;
+pub mod tls;

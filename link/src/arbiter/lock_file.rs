@@ -46,10 +46,7 @@ impl LockFileArbiter {
     /// # Errors
     /// When the directory is missing or the file is not a record of this VM.
     pub fn open(path: impl Into<PathBuf>, vm: &str) -> Result<Self, ArbiterError> {
-        let arbiter = LockFileArbiter {
-            path: path.into(),
-            vm: vm.to_owned(),
-        };
+        let arbiter = LockFileArbiter { path: path.into(), vm: vm.to_owned() };
         let directory = arbiter.directory();
         if !directory.is_dir() {
             let path = directory.to_owned();
@@ -97,14 +94,11 @@ impl LockFileArbiter {
     fn replace(&self, record: &Record) -> Result<(), ArbiterError> {
         let temporary = self.sidecar(".new");
         let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
-        file.write_all(encode(&self.vm, record).as_bytes())
-            .map_err(io_error("write", &temporary))?;
+        file.write_all(encode(&self.vm, record).as_bytes()).map_err(io_error("write", &temporary))?;
         file.sync_all().map_err(io_error("sync", &temporary))?;
         std::fs::rename(&temporary, &self.path).map_err(io_error("replace", &self.path))?;
         let directory = self.directory();
-        File::open(directory)
-            .and_then(|directory| directory.sync_all())
-            .map_err(io_error("sync", directory))
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("sync", directory))
     }
 }
 
@@ -116,17 +110,11 @@ impl Arbiter for LockFileArbiter {
             Err(error) => return Err(io_error("open", &self.path)(error)),
         };
         let mut bytes = Vec::new();
-        file.take(MAX_RECORD_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(io_error("read", &self.path))?;
+        file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(io_error("read", &self.path))?;
         decode(&bytes, &self.path, &self.vm).map(Some)
     }
 
-    fn compare_and_set(
-        &self,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<CasOutcome, ArbiterError> {
+    fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError> {
         let _lock = self.lock()?;
         let current = self.read()?;
         if current.as_ref() != expected {
@@ -139,11 +127,7 @@ impl Arbiter for LockFileArbiter {
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ArbiterError {
     let path = path.to_owned();
-    move |source| ArbiterError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| ArbiterError::Io { action, path, source }
 }
 
 fn encode(vm: &str, record: &Record) -> String {
@@ -169,29 +153,20 @@ struct Body {
 }
 
 fn decode(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, ArbiterError> {
-    let corrupt = |detail: String| ArbiterError::Corrupt {
-        path: path.to_owned(),
-        detail,
-    };
+    let corrupt = |detail: String| ArbiterError::Corrupt { path: path.to_owned(), detail };
     let text = String::from_utf8_lossy(bytes);
     let (first_line, rest) = text.split_once('\n').unwrap_or((&text, ""));
     let version = match first_line.strip_prefix(MAGIC) {
         Some(version) => version.trim(),
         None => return Err(foreign(path, first_line)),
     };
-    let version: u64 = version
-        .parse()
-        .map_err(|_| corrupt(format!("version {version:?} is not a number")))?;
+    let version: u64 =
+        version.parse().map_err(|_| corrupt(format!("version {version:?} is not a number")))?;
     if version != VERSION {
-        return Err(ArbiterError::FutureVersion {
-            path: path.to_owned(),
-            found: version,
-            expected: VERSION,
-        });
+        return Err(ArbiterError::FutureVersion { path: path.to_owned(), found: version, expected: VERSION });
     }
-    let (body, checksum) = rest
-        .rsplit_once("crc32 = ")
-        .ok_or_else(|| corrupt("it ends before its checksum".into()))?;
+    let (body, checksum) =
+        rest.rsplit_once("crc32 = ").ok_or_else(|| corrupt("it ends before its checksum".into()))?;
     let checked = format!("{first_line}\n{body}");
     let expected = format!("0x{:08x}", crc32fast::hash(checked.as_bytes()));
     let found = checksum.trim_end();
@@ -200,26 +175,14 @@ fn decode(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, ArbiterError> {
     }
     let body: Body = toml::from_str(body).map_err(|error| corrupt(error.message().to_owned()))?;
     if body.vm != vm {
-        return Err(ArbiterError::OtherVm {
-            path: path.to_owned(),
-            found: body.vm,
-            expected: vm.to_owned(),
-        });
+        return Err(ArbiterError::OtherVm { path: path.to_owned(), found: body.vm, expected: vm.to_owned() });
     }
-    Ok(Record {
-        term: body.term,
-        holder: body.holder,
-        backup: body.backup,
-    })
+    Ok(Record { term: body.term, holder: body.holder, backup: body.backup })
 }
 
 fn foreign(path: &Path, first_line: &str) -> ArbiterError {
     let start: String = first_line.chars().take(24).collect();
-    ArbiterError::Foreign {
-        path: path.to_owned(),
-        found: format!("{start:?}"),
-        expected: MAGIC,
-    }
+    ArbiterError::Foreign { path: path.to_owned(), found: format!("{start:?}"), expected: MAGIC }
 }
 
 #[cfg(test)]
@@ -272,10 +235,7 @@ mod tests {
     fn what_is_wrong_with_a_file_is_told_apart() {
         let good = encode("web", &record(4, "alpha", Some("beta")));
         assert!(matches!(error_of(b""), ArbiterError::Foreign { .. }));
-        assert!(matches!(
-            error_of(b"\x7fELF\x02\x01 binary"),
-            ArbiterError::Foreign { .. }
-        ));
+        assert!(matches!(error_of(b"\x7fELF\x02\x01 binary"), ArbiterError::Foreign { .. }));
         assert!(matches!(
             error_of(good.replace("arbiter 1", "arbiter 2").as_bytes()),
             ArbiterError::FutureVersion { found: 2, .. }
@@ -288,10 +248,7 @@ mod tests {
             error_of(good.replace("term = 4", "term = 5").as_bytes()),
             ArbiterError::Corrupt { .. }
         ));
-        assert!(matches!(
-            error_of(&good.as_bytes()[..good.len() / 2]),
-            ArbiterError::Corrupt { .. }
-        ));
+        assert!(matches!(error_of(&good.as_bytes()[..good.len() / 2]), ArbiterError::Corrupt { .. }));
     }
 
     #[test]

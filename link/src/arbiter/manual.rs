@@ -38,11 +38,7 @@ impl std::fmt::Display for PendingQuestion {
         let node = &proposed.holder;
         if proposed.term == current.term {
             let lost = current.backup.as_deref().unwrap_or("its backup");
-            write!(
-                f,
-                "may {node} go on without {lost} in term {}?",
-                current.term
-            )
+            write!(f, "may {node} go on without {lost} in term {}?", current.term)
         } else {
             let (lost, term) = (&current.holder, proposed.term);
             write!(f, "may {node} take over from {lost} in term {term}?")
@@ -77,17 +73,12 @@ enum Answer {
 impl<A: Arbiter> ManualArbiter<A> {
     /// Asks the operator before it passes a dangerous step on to `inner`.
     pub fn new(inner: A) -> Self {
-        ManualArbiter {
-            inner: Arc::new(inner),
-            desk: Arc::default(),
-        }
+        ManualArbiter { inner: Arc::new(inner), desk: Arc::default() }
     }
 
     /// The operator's end.
     pub fn handle(&self) -> ManualHandle {
-        ManualHandle {
-            desk: Arc::clone(&self.desk),
-        }
+        ManualHandle { desk: Arc::clone(&self.desk) }
     }
 
     /// Takes over what the other side said of the record, where each side keeps its own: a
@@ -115,20 +106,13 @@ impl<A: Arbiter> Arbiter for ManualArbiter<A> {
     }
 
     /// Blocks until the operator answers, where the step needs it.
-    fn compare_and_set(
-        &self,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<CasOutcome, ArbiterError> {
+    fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError> {
         if let Some(current) = expected.filter(|current| needs_the_operator(current, new)) {
             let found = self.inner.read()?;
             if found.as_ref() != expected {
                 return Ok(CasOutcome::Lost(found));
             }
-            self.desk.ask(PendingQuestion {
-                current: current.clone(),
-                proposed: new.clone(),
-            })?;
+            self.desk.ask(PendingQuestion { current: current.clone(), proposed: new.clone() })?;
         }
         self.inner.compare_and_set(expected, new)
     }
@@ -181,9 +165,7 @@ impl Desk {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, DeskState>) -> MutexGuard<'a, DeskState> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn ask(&self, question: PendingQuestion) -> Result<(), ArbiterError> {
@@ -226,15 +208,10 @@ mod tests {
 
     #[test]
     fn steps_without_danger_need_no_operator() {
-        contract::keeps_what_was_won_and_refuses_the_rest(&ManualArbiter::new(
-            MemoryArbiter::default(),
-        ));
+        contract::keeps_what_was_won_and_refuses_the_rest(&ManualArbiter::new(MemoryArbiter::default()));
         let arbiter = ManualArbiter::new(MemoryArbiter::default());
         for _ in 0..2 {
-            let step = Step::ClaimStart {
-                node: "a".into(),
-                authority: Authority::Rules,
-            };
+            let step = Step::ClaimStart { node: "a".into(), authority: Authority::Rules };
             arbitrate(&arbiter, &step).unwrap();
         }
         assert_eq!(arbiter.read().unwrap(), Some(record(2, "a", None)));
@@ -246,10 +223,7 @@ mod tests {
         let handle = arbiter.handle();
         assert_eq!(handle.grant(), Err(NothingPending));
         arbiter.learn(&record(3, "a", Some("b"))).unwrap();
-        let step = Step::TakeOver {
-            node: "b".into(),
-            term: 3,
-        };
+        let step = Step::TakeOver { node: "b".into(), term: 3 };
         std::thread::scope(|scope| {
             let taken = scope.spawn(|| arbitrate(&arbiter, &step).unwrap());
             let question = wait_for_question(&handle);
@@ -267,10 +241,7 @@ mod tests {
         let arbiter = ManualArbiter::new(MemoryArbiter::default());
         let handle = arbiter.handle();
         arbiter.learn(&record(1, "a", Some("b"))).unwrap();
-        let step = Step::GoAlone {
-            node: "a".into(),
-            term: 1,
-        };
+        let step = Step::GoAlone { node: "a".into(), term: 1 };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| arbitrate(&arbiter, &step));
             let question = wait_for_question(&handle);

@@ -16,11 +16,7 @@ impl Arbiter for MemoryArbiter {
         Ok(record.clone())
     }
 
-    fn compare_and_set(
-        &self,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<CasOutcome, ArbiterError> {
+    fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError> {
         let mut record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         if record.as_ref() != expected {
             return Ok(CasOutcome::Lost(record.clone()));

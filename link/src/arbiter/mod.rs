@@ -26,11 +26,7 @@ pub trait Arbiter: Send + Sync {
     /// # Errors
     /// When the arbiter cannot be asked, or failed on the way: the record may then be either
     /// the old or the new one, and [`Arbiter::read`] tells.
-    fn compare_and_set(
-        &self,
-        expected: Option<&Record>,
-        new: &Record,
-    ) -> Result<CasOutcome, ArbiterError>;
+    fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError>;
 }
 
 /// What became of [`Arbiter::compare_and_set`].
@@ -119,11 +115,7 @@ pub(crate) mod contract {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     pub(crate) fn record(term: u64, holder: &str, backup: Option<&str>) -> Record {
-        Record {
-            term,
-            holder: holder.into(),
-            backup: backup.map(Into::into),
-        }
+        Record { term, holder: holder.into(), backup: backup.map(Into::into) }
     }
 
     pub(crate) fn keeps_what_was_won_and_refuses_the_rest(arbiter: &dyn Arbiter) {
@@ -131,29 +123,14 @@ pub(crate) mod contract {
         let first = record(1, "a", None);
         let other = record(1, "b", None);
         let lost = |current: &Record| CasOutcome::Lost(Some(current.clone()));
-        assert_eq!(
-            arbiter.compare_and_set(Some(&other), &first).unwrap(),
-            CasOutcome::Lost(None)
-        );
-        assert_eq!(
-            arbiter.compare_and_set(None, &first).unwrap(),
-            CasOutcome::Won
-        );
+        assert_eq!(arbiter.compare_and_set(Some(&other), &first).unwrap(), CasOutcome::Lost(None));
+        assert_eq!(arbiter.compare_and_set(None, &first).unwrap(), CasOutcome::Won);
         assert_eq!(arbiter.read().unwrap().as_ref(), Some(&first));
         assert_eq!(arbiter.compare_and_set(None, &other).unwrap(), lost(&first));
-        assert_eq!(
-            arbiter.compare_and_set(Some(&other), &other).unwrap(),
-            lost(&first)
-        );
+        assert_eq!(arbiter.compare_and_set(Some(&other), &other).unwrap(), lost(&first));
         let second = record(1, "a", Some("b"));
-        assert_eq!(
-            arbiter.compare_and_set(Some(&first), &second).unwrap(),
-            CasOutcome::Won
-        );
-        assert_eq!(
-            arbiter.compare_and_set(Some(&first), &other).unwrap(),
-            lost(&second)
-        );
+        assert_eq!(arbiter.compare_and_set(Some(&first), &second).unwrap(), CasOutcome::Won);
+        assert_eq!(arbiter.compare_and_set(Some(&first), &other).unwrap(), lost(&second));
         assert_eq!(arbiter.read().unwrap(), Some(second));
     }
 
