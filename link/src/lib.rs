@@ -9,3 +9,4 @@ pub mod arbitration;
 pub mod detector;
 pub mod keys;
 pub mod tls;
+pub mod transport;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// How the bytes between two hosts are protected.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub enum Security {
     /// Mutual TLS with the pair's keys.
     Tls(Arc<PairTls>),
