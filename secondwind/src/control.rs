@@ -127,8 +127,9 @@ pub fn ask(path: &Path, request: Request) -> Result<serde_json::Value> {
     BufReader::new(stream)
         .read_line(&mut line)
         .with_context(|| format!("the agent at {} does not answer; it may be stopped", path.display()))?;
-    let reply: serde_json::Value = serde_json::from_str(&line)
-        .with_context(|| format!("the agent at {} gave no JSON; is it a secondwind agent?", path.display()))?;
+    let reply: serde_json::Value = serde_json::from_str(&line).with_context(|| {
+        format!("the agent at {} gave no JSON; is it a secondwind agent?", path.display())
+    })?;
     if let Some(error) = reply.get("error").and_then(|error| error.as_str()) {
         bail!("{error}");
     }

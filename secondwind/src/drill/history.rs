@@ -170,7 +170,13 @@ mod tests {
         }
     }
 
-    fn get(connection: usize, called_ns: u64, returned_ns: u64, value: Option<&str>, length: u64) -> Operation {
+    fn get(
+        connection: usize,
+        called_ns: u64,
+        returned_ns: u64,
+        value: Option<&str>,
+        length: u64,
+    ) -> Operation {
         Operation {
             connection,
             key: "k".into(),
@@ -182,8 +188,12 @@ mod tests {
 
     #[test]
     fn an_honest_history_passes() {
-        let history =
-            [put(0, 0, 10, "a", 1), get(1, 5, 15, None, 0), get(1, 20, 30, Some("a"), 1), put(0, 25, 40, "b", 2)];
+        let history = [
+            put(0, 0, 10, "a", 1),
+            get(1, 5, 15, None, 0),
+            get(1, 20, 30, Some("a"), 1),
+            put(0, 25, 40, "b", 2),
+        ];
         assert_eq!(violations(&history), Vec::<String>::new());
     }
 

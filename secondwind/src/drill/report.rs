@@ -115,7 +115,8 @@ impl Report {
             let _ = writeln!(text, "  {word} {:<44} {}", check.what, check.found);
         }
         let verdict = if self.passed() { "PASSED" } else { "FAILED" };
-        let _ = write!(text, "\nverdict: {verdict} ({}, {} lost, seed {})", self.guest, self.fault, self.seed);
+        let _ =
+            write!(text, "\nverdict: {verdict} ({}, {} lost, seed {})", self.guest, self.fault, self.seed);
         text
     }
 
@@ -128,13 +129,19 @@ impl Report {
             ("detection of the failure", ms(m.detection_ms)),
             ("requests acknowledged", m.acknowledged.to_string()),
             ("requests per second while protected", format!("{:.0}", m.requests_per_s)),
-            ("response delay unprotected, p50 / p99", pair(us(m.unprotected_p50_us), us(m.unprotected_p99_us))),
+            (
+                "response delay unprotected, p50 / p99",
+                pair(us(m.unprotected_p50_us), us(m.unprotected_p99_us)),
+            ),
             ("response delay protected, p50 / p99", pair(us(m.protected_p50_us), us(m.protected_p99_us))),
             ("added response delay, p50 / p99", pair(us(m.added_p50_us()), us(m.added_p99_us()))),
             ("digests compared", m.digests_compared.to_string()),
             ("log shipped", format!("{} bytes", m.log_bytes)),
             ("checkpoint pause at the join", ms(m.checkpoint_pause_ms)),
-            ("memory beyond the guest's", m.memory_overhead_mib.map_or("-".into(), |mib| format!("{mib:.1} MiB"))),
+            (
+                "memory beyond the guest's",
+                m.memory_overhead_mib.map_or("-".into(), |mib| format!("{mib:.1} MiB")),
+            ),
         ]
     }
 
@@ -172,7 +179,8 @@ impl Report {
     /// Each answered request as a dot (time across, delay upwards, logarithmic), with the
     /// events of the timeline as lines.
     fn drawing(&self, operations: &[Operation]) -> String {
-        let last_operation_ms = operations.iter().map(|operation| ms_of(operation.called_ns)).fold(0.0, f64::max);
+        let last_operation_ms =
+            operations.iter().map(|operation| ms_of(operation.called_ns)).fold(0.0, f64::max);
         let end_ms = self.timeline.iter().map(|entry| entry.at_ms).fold(last_operation_ms, f64::max).max(1.0);
         let x = |at_ms: f64| LEFT + at_ms / end_ms * (WIDTH - LEFT - 10.0);
         let y = |latency_us: f64| {
@@ -180,7 +188,9 @@ impl Report {
             HEIGHT - 30.0 - decades / (MOST_US / LEAST_US).log10() * (HEIGHT - 150.0)
         };
         let mut svg = format!("<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='timeline'>");
-        for (latency_us, label) in [(100.0, "0.1 ms"), (1e3, "1 ms"), (1e4, "10 ms"), (1e5, "100 ms"), (1e6, "1 s")] {
+        for (latency_us, label) in
+            [(100.0, "0.1 ms"), (1e3, "1 ms"), (1e4, "10 ms"), (1e5, "100 ms"), (1e6, "1 s")]
+        {
             let at = y(latency_us);
             let _ = write!(
                 svg,
@@ -193,7 +203,13 @@ impl Report {
         let step_ms = step_ms.unwrap_or(end_ms / 10.0);
         for tick in 0..=(end_ms / step_ms) as u32 {
             let at_ms = f64::from(tick) * step_ms;
-            let _ = write!(svg, "<text x={:.1} y={:.1}>{:.1} s</text>", x(at_ms) - 8.0, HEIGHT - 8.0, at_ms / 1e3);
+            let _ = write!(
+                svg,
+                "<text x={:.1} y={:.1}>{:.1} s</text>",
+                x(at_ms) - 8.0,
+                HEIGHT - 8.0,
+                at_ms / 1e3
+            );
         }
         for operation in thinned(operations) {
             if let Some(latency_ns) = operation.latency_ns() {
@@ -237,7 +253,8 @@ const STYLE: &str = "body{font:15px system-ui,sans-serif;margin:2em auto;max-wid
 
 fn thinned(operations: &[Operation]) -> impl Iterator<Item = &Operation> {
     let every = operations.len().div_ceil(DOTS).max(1);
-    let is_slow = |operation: &Operation| operation.latency_ns().is_some_and(|latency_ns| latency_ns > 20_000_000);
+    let is_slow =
+        |operation: &Operation| operation.latency_ns().is_some_and(|latency_ns| latency_ns > 20_000_000);
     operations
         .iter()
         .enumerate()

@@ -1,0 +1,220 @@
+//! From the options of a virtual machine to a machine: images, configuration, disks, ports.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use machine::{BlockStore, BootImages, BootKind, DiskConfig, MachineConfig, NetConfig, RiscvMachine};
+use netbuf::{Forward, NetKind, NetSpec};
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{DirectDisk, OverlayDisk};
+use crate::options::{VmOptions, parse_size_bytes};
+
+/// The built-in guest.
+const LEDGER_ELF: &[u8] = include_bytes!("../../guest/ledger/ledger.elf");
+
+/// Everything that a machine is made of, and what is plugged into it.
+pub struct Vm {
+    /// The machine's shape.
+    pub config: MachineConfig,
+    /// What it boots.
+    pub images: BootImages,
+    /// Its disk images, in order.
+    pub disks: Vec<PathBuf>,
+    /// What stands behind its network devices, in order.
+    pub nets: Vec<NetSpec>,
+}
+
+/// How the guest's writes to its disks are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskMode {
+    /// In the image itself.
+    Direct,
+    /// Beside it: the image stays as it was at the boot.
+    Overlay,
+}
+
+/// What a recording keeps of a [`Vm`], to build the same machine again.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Recipe {
+    config: MachineConfig,
+    kind: BootKind,
+    initrd: bool,
+    firmware: bool,
+    disks: Vec<PathBuf>,
+}
+
+/// Folder of a recording that holds the boot images.
+const BOOT_FOLDER: &str = "boot";
+
+impl Vm {
+    /// Reads what the options name. `name` is the machine's: its Ethernet addresses follow
+    /// from it, so that both sides of a pair have the same.
+    pub fn from_options(options: &VmOptions, name: &str) -> Result<Vm> {
+        let (images, mut bootargs, memory) = boot_images(options)?;
+        if let Some(append) = &options.append {
+            bootargs = format!("{bootargs} {append}").trim().to_owned();
+        }
+        let nets = net_specs(options)?;
+        let config = MachineConfig {
+            harts: options.harts.unwrap_or(1),
+            memory_bytes: parse_size_bytes(options.memory.as_deref().unwrap_or(memory))
+                .context("--memory")?,
+            nets: (0..nets.len()).map(|port| NetConfig { mac: mac_of(&nets[port], name, port) }).collect(),
+            disks: options.disk.iter().map(|_| DiskConfig::default()).collect(),
+            bootargs,
+            ..MachineConfig::default()
+        };
+        Ok(Vm { config, images, disks: options.disk.clone(), nets })
+    }
+
+    /// Makes the machine.
+    pub fn build(&self, mode: DiskMode) -> Result<RiscvMachine> {
+        let mut stores: Vec<Box<dyn BlockStore>> = Vec::new();
+        for path in &self.disks {
+            stores.push(match mode {
+                DiskMode::Direct => Box::new(DirectDisk::open(path)?),
+                DiskMode::Overlay => Box::new(OverlayDisk::open(path)?),
+            });
+        }
+        Ok(RiscvMachine::new(self.config.clone(), self.images.clone(), stores)?)
+    }
+
+    /// Keeps the boot images in the recording `folder`, and gives the bytes that
+    /// [`Vm::from_recording`] needs.
+    pub fn save(&self, folder: &Path) -> Result<Bytes> {
+        let boot = folder.join(BOOT_FOLDER);
+        std::fs::create_dir_all(&boot)
+            .with_context(|| format!("cannot make {}; choose another folder", boot.display()))?;
+        let images = [
+            ("kernel", Some(&self.images.kernel)),
+            ("initrd", self.images.initrd.as_ref()),
+            ("firmware", self.images.firmware.as_ref()),
+        ];
+        for (name, bytes) in images {
+            if let Some(bytes) = bytes {
+                std::fs::write(boot.join(name), bytes)
+                    .with_context(|| format!("cannot write to {}; free some space", boot.display()))?;
+            }
+        }
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let recipe = Recipe {
+            config: self.config.clone(),
+            kind: self.images.kind,
+            initrd: self.images.initrd.is_some(),
+            firmware: self.images.firmware.is_some(),
+            disks: self.disks.iter().map(absolute).collect(),
+        };
+        Ok(serde_json::to_vec(&recipe)?.into())
+    }
+
+    /// The machine of a recording, from its folder and the bytes that [`Vm::save`] gave.
+    pub fn from_recording(folder: &Path, recipe: &[u8]) -> Result<Vm> {
+        let recipe: Recipe = serde_json::from_slice(recipe).with_context(|| {
+            format!("{} was recorded by another version; replay it with that one", folder.display())
+        })?;
+        let boot = folder.join(BOOT_FOLDER);
+        let optional = |present: bool, name| present.then(|| read_image(&boot.join(name))).transpose();
+        let images = BootImages {
+            kind: recipe.kind,
+            kernel: read_image(&boot.join("kernel"))?,
+            initrd: optional(recipe.initrd, "initrd")?,
+            firmware: optional(recipe.firmware, "firmware")?,
+        };
+        Ok(Vm { config: recipe.config, images, disks: recipe.disks, nets: Vec::new() })
+    }
+}
+
+/// The images, the guest's own command line and its default memory.
+fn boot_images(options: &VmOptions) -> Result<(BootImages, String, &'static str)> {
+    if options.guest.is_some() && options.kernel.is_some() {
+        bail!("--guest and --kernel exclude each other; give one");
+    }
+    let firmware = options.firmware.as_deref().map(read_image).transpose()?;
+    let initrd = options.initrd.as_deref().map(read_image).transpose()?;
+    if let Some(kernel) = &options.kernel {
+        let kernel = read_image(kernel)?;
+        let images = match firmware {
+            Some(firmware) => BootImages::firmware(firmware, kernel, initrd),
+            None if machine::is_bare_elf(&kernel) => BootImages::bare(kernel),
+            None => BootImages::supervisor(kernel, initrd),
+        };
+        let bootargs = if options.append.is_some() { "" } else { "console=ttyS0" };
+        return Ok((images, bootargs.to_owned(), "256M"));
+    }
+    if let (Some(firmware), None) = (&firmware, &options.guest) {
+        return Ok((BootImages::bare(firmware.clone()), String::new(), "256M"));
+    }
+    match options.guest.as_deref().unwrap_or("ledger") {
+        "ledger" => {
+            Ok((BootImages::supervisor(Bytes::from_static(LEDGER_ELF), initrd), String::new(), "64M"))
+        }
+        "debian" => {
+            let folder = debian_folder();
+            let read = |name: &str| {
+                read_image(&folder.join(name)).context("the Debian guest is not there; make it with guest/debian/build")
+            };
+            let initrd = match initrd {
+                Some(initrd) => initrd,
+                None => read("initramfs-redis.cpio.gz")?,
+            };
+            let images = BootImages::supervisor(read("Image")?, Some(initrd));
+            let run = if options.append.as_deref().is_some_and(|append| append.contains(".run=")) {
+                "console=ttyS0"
+            } else {
+                "console=ttyS0 secondwind.run=redis"
+            };
+            Ok((images, run.to_owned(), "256M"))
+        }
+        other => bail!("no guest {other:?} comes along; choose ledger or debian, or give --kernel"),
+    }
+}
+
+/// Where guest/debian/build puts its images.
+fn debian_folder() -> PathBuf {
+    if let Some(folder) = std::env::var_os("SECONDWIND_DEBIAN") {
+        return PathBuf::from(folder);
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
+        PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache")
+    });
+    cache.join("secondwind/debian")
+}
+
+fn read_image(path: &Path) -> Result<Bytes> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if bytes.is_empty() {
+        bail!("{} is empty; it should hold a boot image", path.display());
+    }
+    Ok(bytes.into())
+}
+
+fn net_specs(options: &VmOptions) -> Result<Vec<NetSpec>> {
+    let forwards =
+        options.forward.iter().map(|forward| forward.parse::<Forward>()).collect::<Result<Vec<_>, _>>()?;
+    let given: &[String] = if options.net.is_empty() { &["user".to_owned()] } else { &options.net };
+    let mut specs = given.iter().map(|spec| spec.parse::<NetSpec>()).collect::<Result<Vec<_>, _>>()?;
+    if !forwards.is_empty() {
+        let user = specs.iter_mut().find_map(|spec| match &mut spec.kind {
+            NetKind::User { forwards } => Some(forwards),
+            _ => None,
+        });
+        let Some(user) = user else {
+            bail!("--forward needs a user port; add --net user, or forward ports at the switch (secondwind switch --forward)")
+        };
+        user.extend(forwards);
+    }
+    Ok(specs)
+}
+
+/// The address given, or one of the locally administered ones, fixed by the machine's name.
+fn mac_of(spec: &NetSpec, name: &str, port: usize) -> [u8; 6] {
+    if let Some(mac) = spec.mac {
+        return mac.octets();
+    }
+    let hash = blake3::hash(format!("{name}/{port}").as_bytes());
+    let [a, b, c, ..] = *hash.as_bytes();
+    [0x52, 0x54, 0x00, a, b, c]
+}
