@@ -1,12 +1,15 @@
 //! How two hosts talk: mutual TLS, handshake, heartbeats, failure detection, arbitration.
 //!
-//! [`detector`] and [`arbitration`] are logic without I/O, clock
-//! or thread; the simulator runs the very same types. The
-//! arbiters are thin drivers around them.
+//! [`detector`], [`arbitration`], [`handshake`] and [`pacing`] are logic without I/O, clock
+//! or thread; the simulator runs the very same types. [`transport`], [`proxy`] and the
+//! arbiters of [`arbiter`] are thin drivers around them.
 
 pub mod arbiter;
 pub mod arbitration;
 pub mod detector;
+pub mod handshake;
 pub mod keys;
+pub mod pacing;
+pub mod proxy;
 pub mod tls;
 pub mod transport;
