@@ -24,6 +24,7 @@ struct board board = {
 };
 
 static u64 heap_at, heap_end;
+static u64 slept;
 static u64 ns_per_tick; /* 0: the timer does not divide a second into whole nanoseconds */
 
 static u64 sbi_call(u64 extension, u64 function, u64 first, u64 second)
@@ -243,7 +244,15 @@ void wait_until(u64 deadline_ns)
         else
             sbi_call(SBI_TIME, 0, ticks, 0);
     }
+    u64 before = now_ns();
+
     asm volatile("wfi" ::: "memory");
+    slept += now_ns() - before;
+}
+
+u64 slept_ns(void)
+{
+    return slept;
 }
 
 static u64 plic_context(void)

@@ -49,6 +49,8 @@ void board_init(u64 hart, const void *device_tree);
 u64 now_ns(void);
 /* Sleeps until an interrupt is pending or the deadline is past. */
 void wait_until(u64 deadline_ns);
+/* How long this guest has slept. */
+u64 slept_ns(void);
 /* Tells the interrupt controller to pass on this source. */
 void interrupt_enable(u32 source);
 /* The sources that are pending, one per call, 0 when there is no more. Follow each by

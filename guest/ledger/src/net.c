@@ -316,6 +316,8 @@ bool net_receive(u32 budget)
         }
         virtq_offer(&receive_queue, slot);
     }
-    virtq_kick(&receive_queue);
+    /* returning the slots by the dozen spares the device most notifications */
+    if ((u16)(receive_queue.available_next - receive_queue.available->index) >= receive_queue.size / 8u)
+        virtq_kick(&receive_queue);
     return !budget;
 }

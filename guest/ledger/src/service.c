@@ -101,6 +101,7 @@ static void statistics(struct text *answer)
 {
     put_head(answer, "STAT");
     put_field(answer, "uptime_ns", now_ns());
+    put_field(answer, "slept_ns", slept_ns());
     put_field(answer, "requests", requests_handled);
     put_field(answer, "connections", tcp_statistics.connections);
     put_field(answer, "accepted", tcp_statistics.accepted);

@@ -1,0 +1,203 @@
+"""The figures of the first release: what a machine costs, and what its protection does."""
+
+import json
+import re
+import time
+
+from figures import Figure, Measure, Outcome, median
+from programs import BenchError, Running, folder_bytes, free_port, json_of, run_to_end
+
+BENCH_SCALE = 8
+INTEGER_PARTS = ("sieve", "matrix", "crc")
+PARTS = (*INTEGER_PARTS, "chase")
+RUN_LIMIT_S = 300
+IDLE_SETTLE_S = 15
+IDLE_WINDOW_S = 40
+MIB = 1 << 20
+
+
+# --- boot ---------------------------------------------------------------------------------
+
+
+def boot(bench):
+    """From the start of the program to the first line of the guest's init."""
+    ours, peer = [], []
+    for _ in range(bench.args.runs):
+        command = bench.secondwind("run", *bench.debian("off"), "--net", "none")
+        ours.append(time_of(run_to_end(command, RUN_LIMIT_S)[0], "INIT-START"))
+        if bench.qemu_path:
+            peer.append(time_of(run_to_end(bench.qemu("off"), RUN_LIMIT_S)[0], "INIT-START"))
+    return {"boot": Outcome(median(ours), median(peer) if peer else None, "median", ours)}
+
+
+def time_of(program, pattern):
+    when = program.at(pattern)
+    if when is None:
+        raise BenchError(f"{program.name()} printed no {pattern}; its last words: {program.last_words()}")
+    return when
+
+
+# --- speed, recording, replay -------------------------------------------------------------
+
+
+def speed(bench):
+    """Instructions are counted by QEMU, once; time is the host's, between console lines."""
+    runs = bench_runs(bench)
+    counts, ours, peer = runs["counts"], runs["run"], runs["qemu"]
+
+    def mips(parts, times):
+        return sum(counts[part] for part in parts) / 1e6 / sum(times[part] for part in parts)
+
+    def outcome(parts):
+        values = [mips(parts, run) for run in ours]
+        return Outcome(median(values), median([mips(parts, run) for run in peer]), "median", values)
+
+    return {"mips-integer": outcome(INTEGER_PARTS), "mips-chase": outcome(["chase"])}
+
+
+def recording(bench):
+    """The fastest run of each part, with and without recording: what a neighbour on the host
+    takes away is not counted as the recording's cost."""
+    runs = bench_runs(bench)
+    cost = 100 * (fastest(runs["record"]) / fastest(runs["run"]) - 1)
+    peer = 100 * (fastest(runs["qemu-record"]) / fastest(runs["qemu-icount"]) - 1)
+    return {"recording-cost": Outcome(cost, peer, "fastest run of each part")}
+
+
+def replay(bench):
+    runs = bench_runs(bench)
+    recorded_s, replayed_s = runs["record-wall"], runs["replay-wall"]
+    busy = fastest(runs["record"]) / fastest(runs["replay"])
+    return {
+        "replay-speed": Outcome(
+            min(recorded_s) / min(replayed_s),
+            min(runs["qemu-record-wall"]) / min(runs["qemu-replay-wall"]),
+            f"recorded in {min(recorded_s):.1f} s, replayed in {min(replayed_s):.1f} s; while busy {busy:.2f}",
+        )
+    }
+
+
+def fastest(runs):
+    return sum(min(run[part] for run in runs) for part in PARTS)
+
+
+def bench_runs(bench):
+    return bench.once("bench-runs", lambda: make_bench_runs(bench))
+
+
+def make_bench_runs(bench):
+    """Runs bench in each mode in turn, so that a slow spell of the host meets all of them."""
+    if not bench.qemu_path:
+        raise BenchError("needs QEMU to count instructions: leave out --no-peer")
+    job = f"bench:{BENCH_SCALE}"
+    counted, _ = bench_part_times(bench.qemu(job, "-icount", "shift=0,sleep=off"))
+    runs = {"counts": counted["counts"]}
+    log = bench.scratch / "qemu.rr"
+
+    def take(mode, command):
+        bench.say(f"bench in mode {mode}")
+        times, wall_s = bench_part_times(command)
+        runs.setdefault(mode, []).append(times)
+        runs.setdefault(f"{mode}-wall", []).append(wall_s)
+
+    for _ in range(bench.args.runs):
+        recording = bench.folder("bench")
+        take("run", bench.secondwind("run", *bench.debian(job), "--net", "none"))
+        take("record", bench.secondwind("record", recording, *bench.debian(job), "--net", "none"))
+        take("replay", bench.secondwind("replay", recording, "--console"))
+        take("qemu", bench.qemu(job))
+        take("qemu-icount", bench.qemu(job, "-icount", "shift=auto"))
+        take("qemu-record", bench.qemu(job, "-icount", f"shift=auto,rr=record,rrfile={log}"))
+        take("qemu-replay", bench.qemu(job, "-icount", f"shift=auto,rr=replay,rrfile={log}"))
+    sums = {times["sums"] for mode in runs if isinstance(runs[mode], list) for times in runs[mode] if is_times(times)}
+    if len(sums) != 1:
+        raise BenchError(f"the checksums of bench differ between machines: {sorted(sums)}")
+    return runs
+
+
+def is_times(value):
+    return isinstance(value, dict)
+
+
+def bench_part_times(command):
+    """Runs bench to the end: seconds of each part, its checksums, the guest's own count."""
+    program, wall_s = run_to_end(command, RUN_LIMIT_S)
+    before = time_of(program, "BENCH start")
+    times, sums, counts = {}, [], {}
+    for when, text in program.lines:
+        match = re.search(r"BENCH (\w+) sum=(\w+) ns=\d+ cpu=(\d+)", text)
+        if match:
+            times[match[1]], counts[match[1]] = when - before, int(match[3])
+            sums.append(match[2])
+            before = when
+    if not set(PARTS) <= set(times):
+        raise BenchError(f"{program.name()} did not run all of bench; its last words: {program.last_words()}")
+    return times | {"sums": " ".join(sums), "counts": counts}, wall_s
+
+
+# --- idle ---------------------------------------------------------------------------------
+
+
+def idle(bench):
+    """Bytes of log per second of an idle Debian with its network up, and its replay."""
+    recording = bench.folder("idle")
+    network = ["--forward", f"{free_port()}:6379"]
+    command = bench.secondwind("record", recording, *bench.debian("idle"), *network)
+    with Running(command) as program:
+        program.wait_for("IDLE", 60)
+        rate = idle_growth(bench, lambda: folder_bytes(recording))
+        program.interrupt()
+        recorded_s = time.monotonic() - program.started
+    _, replayed_s = run_to_end(bench.secondwind("replay", recording), RUN_LIMIT_S)
+    stat = json_of(bench.secondwind("log", "stat", recording, "--json"))
+    note = f"{stat['bytes']} bytes in {stat['guest_seconds']:.0f} s of the guest with its boot"
+    peer_rate, peer_replay = idle_peer(bench) if bench.qemu_path else (None, None)
+    return {
+        "idle-log": Outcome(rate, peer_rate, note),
+        "idle-replay": Outcome(
+            replayed_s / recorded_s, peer_replay, f"{recorded_s:.0f} s recorded, {replayed_s:.1f} s replayed"
+        ),
+    }
+
+
+def idle_growth(bench, size_bytes):
+    """Bytes per second over a window, after a while to settle."""
+    bench.say(f"an idle guest for {IDLE_SETTLE_S + IDLE_WINDOW_S} s")
+    time.sleep(IDLE_SETTLE_S)
+    before, started = size_bytes(), time.monotonic()
+    time.sleep(IDLE_WINDOW_S)
+    return (size_bytes() - before) / (time.monotonic() - started)
+
+
+def idle_peer(bench):
+    log = bench.scratch / "qemu-idle.rr"
+    job = f"sleep:{IDLE_SETTLE_S + IDLE_WINDOW_S + 5}"
+    with Running(bench.qemu(job, "-icount", f"shift=auto,rr=record,rrfile={log}")) as program:
+        program.wait_for("INIT-READY", 60)
+        rate = idle_growth(bench, lambda: log.stat().st_size)
+        recorded_s = program.wait(60)
+    _, replayed_s = run_to_end(bench.qemu(job, "-icount", f"shift=auto,rr=replay,rrfile={log}"), RUN_LIMIT_S)
+    return rate, replayed_s / recorded_s
+
+
+# --- the set ------------------------------------------------------------------------------
+
+MEASURES = [
+    Measure([Figure("boot", "Debian boot to init", "s", 6)], boot),
+    Measure(
+        [
+            Figure("mips-integer", "sieve + matrix + crc", "MIPS", 300, at_least=True),
+            Figure("mips-chase", "pointer chase in 1 MiB", "MIPS", 200, at_least=True),
+        ],
+        speed,
+    ),
+    Measure([Figure("recording-cost", "slow-down by recording", "%", 3)], recording),
+    Measure([Figure("replay-speed", "recorded time / replayed time", "x", 1, at_least=True)], replay),
+    Measure(
+        [
+            Figure("idle-log", "log of an idle Debian", "bytes/s", 100),
+            Figure("idle-replay", "replayed time / recorded idle time", "x", 0.25),
+        ],
+        idle,
+    ),
+]
