@@ -111,7 +111,7 @@ impl Arbiter for LockFileArbiter {
         };
         let mut bytes = Vec::new();
         file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(io_error("read", &self.path))?;
-        decode(&bytes, &self.path, &self.vm).map(Some)
+        parse_record(&bytes, &self.path, &self.vm).map(Some)
     }
 
     fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError> {
@@ -152,7 +152,11 @@ struct Body {
     backup: Option<String>,
 }
 
-fn decode(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, ArbiterError> {
+/// The record of VM `vm` in the bytes of a file; `path` is for the error.
+///
+/// # Errors
+/// When it is not a record, not of this version or VM, or damaged.
+pub fn parse_record(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, ArbiterError> {
     let corrupt = |detail: String| ArbiterError::Corrupt { path: path.to_owned(), detail };
     let text = String::from_utf8_lossy(bytes);
     let (first_line, rest) = text.split_once('\n').unwrap_or((&text, ""));
@@ -290,7 +294,16 @@ mod tests {
         ) {
             let kept = Record { term, holder, backup };
             let text = encode(&vm, &kept);
-            prop_assert_eq!(decode(text.as_bytes(), Path::new("x"), &vm).unwrap(), kept);
+            prop_assert_eq!(parse_record(text.as_bytes(), Path::new("x"), &vm).unwrap(), kept);
+        }
+
+        #[test]
+        fn any_bytes_are_a_record_or_an_error(
+            head in prop::sample::select(vec!["", "secondwind-arbiter 1\n"]),
+            tail in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let bytes = [head.as_bytes(), &tail].concat();
+            prop_assert!(parse_record(&bytes, Path::new("x"), "web").is_err());
         }
 
         #[test]
@@ -299,7 +312,7 @@ mod tests {
             let mut bytes = encode("web", &kept).into_bytes();
             let byte = byte % (bytes.len() - 1); // all but the last line's end
             bytes[byte] ^= 1 << bit;
-            if let Ok(record) = decode(&bytes, Path::new("x"), "web") {
+            if let Ok(record) = parse_record(&bytes, Path::new("x"), "web") {
                 prop_assert_eq!(record, kept);
             }
         }

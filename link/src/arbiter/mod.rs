@@ -4,7 +4,7 @@ mod lock_file;
 mod manual;
 mod memory;
 
-pub use lock_file::LockFileArbiter;
+pub use lock_file::{LockFileArbiter, parse_record};
 pub use manual::{ManualArbiter, ManualHandle, NothingPending, PendingQuestion};
 pub use memory::MemoryArbiter;
 
