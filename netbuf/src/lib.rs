@@ -6,6 +6,7 @@
 //! - [`switch`] is the other end of a tunnel, and the in-process network of `--net user`.
 
 mod address;
+pub mod announce;
 mod buffer;
 mod delay;
 mod error;
