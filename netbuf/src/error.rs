@@ -3,6 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
+use crate::spec::Forward;
+
 /// Why a port or a switch cannot be opened. One line each, with the way out.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
@@ -103,6 +105,15 @@ pub enum PortError {
         address: SocketAddr,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// A forward to an address that is not on the user network.
+    #[error(
+        "forward {forward}: the guest's address {} is not one of the user network's guests; expected 10.0.2.1 to 10.0.2.254 without 10.0.2.2, as in 127.0.0.1:8080:80 for 10.0.2.15",
+        forward.guest.ip()
+    )]
+    ForwardOutside {
+        /// The forward.
+        forward: Forward,
     },
 }
 

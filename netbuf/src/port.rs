@@ -1,6 +1,7 @@
 //! Network ports: what stands behind a machine's network device.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open network port. Starts quiet: see [`PortSender::set_live`].
 ///
-/// Dropping it and every clone of its sender closes the port.
+/// The port closes when it and every clone of its sender are dropped.
 pub struct PortHandle {
     sender: PortSender,
     incoming: mpsc::Receiver<Bytes>,
@@ -105,7 +106,8 @@ impl PortHandle {
         self.incoming.recv().await
     }
 
-    /// Both halves, for two owners. The port stays open while either is held.
+    /// Both halves, for two owners. The port closes when the last sender is dropped; the
+    /// channel then ends.
     pub fn split(self) -> (PortSender, mpsc::Receiver<Bytes>) {
         (self.sender, self.incoming)
     }
@@ -140,14 +142,15 @@ impl PortSender {
     /// # Errors
     /// When a forward's host port cannot be had; the port is then not live.
     pub fn set_live(&self, live: bool) -> Result<(), PortError> {
+        // No frame may follow the tunnel's leave, and the frames that answer its hello must
+        // not be discarded: the flag is set first, either way.
         let flag = &self.shared.common.live;
-        if !live {
-            // No frame may follow the tunnel's leave.
-            flag.store(false, Ordering::Release);
+        let before = flag.swap(live, Ordering::AcqRel);
+        let changed = self.shared.backend.set_live(live);
+        if changed.is_err() {
+            flag.store(before, Ordering::Release);
         }
-        self.shared.backend.set_live(live)?;
-        flag.store(live, Ordering::Release);
-        Ok(())
+        changed
     }
 
     /// Whether there is traffic.
@@ -168,6 +171,15 @@ impl PortSender {
         match &self.shared.backend {
             Backend::Tunnel(tunnel) => tunnel.superseded_by(),
             _ => None,
+        }
+    }
+
+    /// Where a user network's forwards listen, in the order of the specification; empty
+    /// while the port is not live.
+    pub fn forward_addresses(&self) -> Vec<SocketAddr> {
+        match &self.shared.backend {
+            Backend::User(network) => network.forward_addresses(),
+            _ => Vec::new(),
         }
     }
 

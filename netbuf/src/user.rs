@@ -1,30 +1,50 @@
 //! The user network: 10.0.2.0/24 inside this process, for users without root.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::error::PortError;
+use crate::gateway::Gateway;
 use crate::spec::Forward;
 use crate::switch::{Switch, SwitchSender};
 
-/// A switch with one guest on it.
+/// A switch with one guest and a gateway. The gateway is there while the port is live: a
+/// backup must not hold the host ports that its primary, on the same host, serves.
 pub(crate) struct UserNetwork {
+    switch: Switch,
     guest: SwitchSender,
     forwards: Vec<Forward>,
+    gateway: Mutex<Option<Gateway>>,
 }
 
 impl UserNetwork {
     pub(crate) fn new(forwards: Vec<Forward>) -> (UserNetwork, mpsc::Receiver<Bytes>) {
-        let (guest, incoming) = Switch::new().attach().split();
-        (UserNetwork { guest, forwards }, incoming)
+        let switch = Switch::new();
+        let (guest, incoming) = switch.attach().split();
+        let network = UserNetwork { switch, guest, forwards, gateway: Mutex::new(None) };
+        (network, incoming)
     }
 
     pub(crate) fn send(&self, frame: Bytes) {
         self.guest.send(frame);
     }
 
+    /// Must be called inside a tokio runtime.
     pub(crate) fn set_live(&self, live: bool) -> Result<(), PortError> {
-        tracing::debug!(live, forwards = self.forwards.len(), "user network");
+        let mut gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
+        match (live, gateway.is_some()) {
+            (true, false) => *gateway = Some(Gateway::start(&self.switch, &self.forwards)?),
+            (false, true) => *gateway = None,
+            _ => {}
+        }
         Ok(())
+    }
+
+    /// Where the forwards listen; empty while the port is not live.
+    pub(crate) fn forward_addresses(&self) -> Vec<std::net::SocketAddr> {
+        let gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
+        gateway.as_ref().map_or_else(Vec::new, |gateway| gateway.addresses().to_vec())
     }
 }

@@ -6,6 +6,7 @@
 
 mod fabric;
 mod registry;
+mod service;
 
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,6 +24,7 @@ use fabric::{Fabric, FabricPort, Route};
 use registry::{Registry, Verdict};
 
 pub use registry::TunnelCounters;
+pub use service::{SwitchConfig, SwitchService, run};
 
 /// Frames that wait for a port in this process before more are dropped.
 const PORT_FRAMES: usize = 1024;
