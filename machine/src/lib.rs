@@ -5,6 +5,7 @@
 
 pub mod bus;
 mod contract;
+pub mod hart;
 pub mod ram;
 pub mod softfloat;
 

@@ -2,7 +2,8 @@
 //! decoded-block cache must know about writes is settled once per page, before the first
 //! write to it, and never again per store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use log_format::Page;
@@ -21,18 +22,42 @@ const HASH_STALE: u8 = 1 << 0;
 const COPY_PENDING: u8 = 1 << 1;
 /// Holds decoded code: a write must drop the blocks decoded from it.
 const CODE: u8 = 1 << 2;
+/// Holds page-table entries that some hart's TLB stands on.
+const TABLE: u8 = 1 << 3;
+
+/// Bytes of a page that one bit of `code_chunks` stands for.
+const CHUNK_SHIFT: usize = 6;
+/// Writes to code that a hart may lag behind before it has to drop all it decoded.
+const CODE_JOURNAL_ENTRIES: usize = 256;
+/// Changed page-table entries after which all TABLE flags are given up: pages that no
+/// longer are page tables stop costing anything.
+const TABLE_SWEEP_INTERVAL: u64 = 64;
+/// Bit 0 of a page-table entry: valid.
+const ENTRY_VALID: u64 = 1;
 
 /// Guest memory.
 ///
 /// A hart may cache the right to write to a page (a write TLB entry) only after
 /// [`Ram::prepare_write`] for that page, and only while [`Ram::write_generation`] stays the
-/// same.
+/// same, and never for a page of which [`Ram::is_watched`] is true: a watched page holds
+/// code or page tables that a hart caches, and every store to it goes through
+/// [`Ram::write`] or [`Ram::write_watched`]. That makes those caches invisible: they agree
+/// with memory at every instruction.
 pub struct Ram {
+    id: u64,
     bytes: Box<[u8]>,
     flags: Box<[u8]>,
     write_generation: u64,
-    /// Pages with code that were written to: blocks decoded from them are stale.
-    written_code: Vec<u64>,
+    /// The latest pages with code that were written to: what was decoded from them is stale.
+    written_code: VecDeque<u64>,
+    /// How many pages were ever pushed to `written_code`.
+    code_generation: u64,
+    /// For pages with CODE: which chunks were decoded.
+    code_chunks: BTreeMap<u64, u64>,
+    /// Changes of page-table entries that a TLB may stand on.
+    table_generation: u64,
+    /// Pages with TABLE.
+    tables: Vec<u64>,
     /// Hash of each page at the last digest; 0 for a page of zeros.
     hashes: Box<[u128]>,
     /// Wrapping sum of `hashes`.
@@ -51,16 +76,28 @@ impl Ram {
     /// Memory of `pages` pages of zeros. The host gives pages only as they are touched.
     pub fn new(pages: u64) -> Ram {
         let pages = usize::try_from(pages).expect("guest memory fits the address space");
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Ram {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             bytes: vec![0; pages * PAGE_BYTES].into_boxed_slice(),
             flags: vec![0; pages].into_boxed_slice(),
             write_generation: 0,
-            written_code: Vec::new(),
+            written_code: VecDeque::new(),
+            code_generation: 0,
+            code_chunks: BTreeMap::new(),
+            table_generation: 0,
+            tables: Vec::new(),
             hashes: vec![0; pages].into_boxed_slice(),
             hash_sum: 0,
             checkpoint_cursor: None,
             held: BTreeMap::new(),
         }
+    }
+
+    /// Tells this memory from every other of this process: pointers into it are worth
+    /// nothing for another. Never part of the machine's state.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// Number of pages.
@@ -128,29 +165,128 @@ impl Ram {
             self.held.insert(page, copy.expect("a page has PAGE_BYTES bytes"));
         }
         if flags & CODE != 0 {
-            self.written_code.push(page);
+            self.note_written_code(page);
+        }
+        if flags & TABLE != 0 {
+            self.note_written_table();
         }
         self.flags[page as usize] = HASH_STALE;
     }
 
-    /// Notes that code was decoded from `page`: the next write to it is reported by
-    /// [`Ram::take_written_code`].
-    pub fn mark_code(&mut self, page: u64) {
+    /// Whether a store to `page` must go through [`Ram::write_watched`].
+    #[inline]
+    pub fn is_watched(&self, page: u64) -> bool {
+        self.flags[page as usize] & (CODE | TABLE) != 0
+    }
+
+    /// A hart's store to a watched page, within that page. Unlike [`Ram::write`], it looks
+    /// at what is written, so that the page may stay watched and caches are dropped only
+    /// where they stood on these bytes.
+    pub fn write_watched(&mut self, address: u64, from: &[u8]) -> Result<(), OutsideRam> {
+        let range = self.range(address, from.len())?;
+        let page = (range.start >> PAGE_SHIFT) as u64;
+        let offset = range.start % PAGE_BYTES;
+        assert!(offset + from.len() <= PAGE_BYTES, "a store to a watched page lies within it");
+        let mut flags = self.flags[page as usize];
+        if flags & COPY_PENDING != 0 {
+            let copy = self.page_bytes(page).try_into().map(Box::new);
+            self.held.insert(page, copy.expect("a page has PAGE_BYTES bytes"));
+            flags &= !COPY_PENDING;
+        }
+        if flags & CODE != 0
+            && self.code_chunks.get(&page).is_none_or(|chunks| chunks & chunk_mask(offset, from.len()) != 0)
+        {
+            flags &= !CODE;
+            self.note_written_code(page);
+        }
+        self.flags[page as usize] = flags | HASH_STALE;
+        if flags & TABLE != 0 && self.changes_valid_entry(range.start, from) {
+            self.note_written_table();
+        }
+        self.bytes[range].copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Whether bytes `from` at `start` change a page-table entry that is valid now. Nothing
+    /// is cached of an entry that is not.
+    fn changes_valid_entry(&self, start: usize, from: &[u8]) -> bool {
+        if self.bytes[start..start + from.len()] == *from {
+            return false;
+        }
+        let first = start & !7;
+        let last = (start + from.len() - 1) & !7;
+        (first..=last).step_by(8).any(|entry| u64::from(self.bytes[entry]) & ENTRY_VALID != 0)
+    }
+
+    fn note_written_code(&mut self, page: u64) {
+        self.code_chunks.remove(&page);
+        if self.written_code.len() == CODE_JOURNAL_ENTRIES {
+            self.written_code.pop_front();
+        }
+        self.written_code.push_back(page);
+        self.code_generation += 1;
+    }
+
+    fn note_written_table(&mut self) {
+        self.table_generation += 1;
+        if self.table_generation.is_multiple_of(TABLE_SWEEP_INTERVAL) {
+            for page in std::mem::take(&mut self.tables) {
+                self.flags[page as usize] &= !TABLE;
+            }
+        }
+    }
+
+    /// Notes that `len` bytes of code at `offset` in `page` were decoded: writes to them are
+    /// reported by [`Ram::written_code_since`].
+    pub fn mark_code(&mut self, page: u64, offset: usize, len: usize) {
+        *self.code_chunks.entry(page).or_insert(0) |= chunk_mask(offset, len);
         if self.flags[page as usize] & CODE == 0 {
             self.flags[page as usize] |= CODE;
             self.write_generation += 1;
         }
     }
 
-    /// Whether [`Ram::take_written_code`] has something to give.
+    /// Changes whenever code marked by [`Ram::mark_code`] was written to.
     #[inline]
-    pub fn has_written_code(&self) -> bool {
-        !self.written_code.is_empty()
+    pub fn code_generation(&self) -> u64 {
+        self.code_generation
     }
 
-    /// Takes the pages with decoded code that were written to since the last call.
-    pub fn take_written_code(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.written_code)
+    /// Pages with decoded code that were written to since `generation`, or `None` if that is
+    /// too long ago to tell.
+    pub fn written_code_since(&self, generation: u64) -> Option<impl Iterator<Item = u64>> {
+        let missed = usize::try_from(self.code_generation - generation).ok()?;
+        let known = self.written_code.len().checked_sub(missed)?;
+        Some(self.written_code.iter().skip(known).copied())
+    }
+
+    /// Notes that a hart caches something derived from page-table entries in `page`.
+    pub fn mark_table(&mut self, page: u64) {
+        if self.flags[page as usize] & TABLE == 0 {
+            self.flags[page as usize] |= TABLE;
+            self.tables.push(page);
+            self.write_generation += 1;
+        }
+    }
+
+    /// Changes whenever a page-table entry changed that a TLB may stand on.
+    #[inline]
+    pub fn table_generation(&self) -> u64 {
+        self.table_generation
+    }
+
+    /// Sets the accessed and dirty bits in the page-table entry at `address`, as the page
+    /// walk of a hart does. No TLB has to know: what it holds stays true.
+    pub fn write_entry_bits(&mut self, address: u64, entry: u64) -> Result<(), OutsideRam> {
+        let range = self.range(address, 8)?;
+        let page = (range.start >> PAGE_SHIFT) as u64;
+        if self.flags[page as usize] & TABLE == 0 {
+            return self.write(address, &entry.to_le_bytes());
+        }
+        self.flags[page as usize] &= !TABLE;
+        let result = self.write(address, &entry.to_le_bytes());
+        self.flags[page as usize] |= TABLE;
+        result
     }
 
     /// Hash over all pages: the wrapping sum of XXH3-128 of each page that is not zero,
@@ -232,6 +368,13 @@ impl Ram {
         }
         Ok(start as usize..end as usize)
     }
+}
+
+/// The bits of `code_chunks` that `len` bytes at `offset` in a page touch.
+fn chunk_mask(offset: usize, len: usize) -> u64 {
+    let first = offset >> CHUNK_SHIFT;
+    let last = (offset + len.max(1) - 1).min(PAGE_BYTES - 1) >> CHUNK_SHIFT;
+    (u64::MAX >> (63 - (last - first))) << first
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

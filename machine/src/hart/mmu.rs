@@ -1,0 +1,346 @@
+//! Address translation, physical memory protection, and the slow way to memory.
+//!
+//! Accessed and dirty bits are updated by the hart (Svadu, as QEMU's default CPU does).
+//! Every page-table page that a walk read is marked in [`Ram`]; a store that changes a valid
+//! entry there drops what was derived from it before the next instruction. The TLB is
+//! therefore never seen: `sfence.vma` has nothing left to do.
+
+use super::Hart;
+use super::csr::{MENVCFG_ADUE, Privilege, STATUS_MXR, STATUS_SUM};
+use super::tlb::Regime;
+use super::trap::{Cause, Trap};
+use crate::bus::Bus;
+use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
+
+/// What memory is accessed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Fetch,
+    Load,
+    Store,
+}
+
+impl Access {
+    fn page_fault(self, address: u64) -> Trap {
+        let cause = match self {
+            Access::Fetch => Cause::FetchPageFault,
+            Access::Load => Cause::LoadPageFault,
+            Access::Store => Cause::StorePageFault,
+        };
+        Trap::new(cause, address)
+    }
+
+    fn access_fault(self, address: u64) -> Trap {
+        let cause = match self {
+            Access::Fetch => Cause::FetchAccessFault,
+            Access::Load => Cause::LoadAccessFault,
+            Access::Store => Cause::StoreAccessFault,
+        };
+        Trap::new(cause, address)
+    }
+}
+
+const PTE_VALID: u64 = 1 << 0;
+const PTE_READ: u64 = 1 << 1;
+const PTE_WRITE: u64 = 1 << 2;
+const PTE_EXECUTE: u64 = 1 << 3;
+const PTE_USER: u64 = 1 << 4;
+const PTE_ACCESSED: u64 = 1 << 6;
+const PTE_DIRTY: u64 = 1 << 7;
+/// Bits 54 to 60 are reserved; 61 and 62 (Svpbmt), 63 (Svnapot) are so without the extension.
+const PTE_RESERVED: u64 = !0 << 54;
+const PTE_NUMBER_SHIFT: u32 = 10;
+const PTE_NUMBER: u64 = (1 << 44) - 1;
+
+const SATP_MODE_SHIFT: u32 = 60;
+const SATP_MODE_SV39: u64 = 8;
+const LEVELS: u32 = 3;
+const INDEX_BITS: u32 = 9;
+/// Significant bits of an Sv39 address.
+const ADDRESS_BITS: u32 = 39;
+/// Physical addresses have 56 bits.
+const PHYSICAL_LIMIT: u64 = 1 << 56;
+const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
+
+/// Whether `satp` may hold this value: Bare or Sv39.
+pub(super) fn is_satp_supported(satp: u64) -> bool {
+    matches!(satp >> SATP_MODE_SHIFT, 0 | SATP_MODE_SV39)
+}
+
+impl Hart {
+    /// Guest-physical address of an access that does not cross a page.
+    pub(super) fn translate(
+        &mut self,
+        bus: &mut dyn Bus,
+        address: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<u64, Trap> {
+        let mode = match access {
+            Access::Fetch => self.privilege,
+            _ => self.csrs.data_privilege(self.privilege),
+        };
+        let physical = if mode == Privilege::Machine || self.csrs.satp >> SATP_MODE_SHIFT == 0 {
+            address
+        } else {
+            let walked = self.walk(bus.ram(), address, access, mode);
+            self.drop_stale_rights(bus.ram());
+            walked?
+        };
+        if physical >= PHYSICAL_LIMIT || !self.csrs.pmp.allows(physical, size as u64, access, mode) {
+            return Err(access.access_fault(address));
+        }
+        Ok(physical)
+    }
+
+    /// Walks the Sv39 page table.
+    fn walk(&mut self, ram: &mut Ram, address: u64, access: Access, mode: Privilege) -> Result<u64, Trap> {
+        let unused_bits = 64 - ADDRESS_BITS;
+        if ((address << unused_bits) as i64 >> unused_bits) as u64 != address {
+            return Err(access.page_fault(address));
+        }
+        let mut table = (self.csrs.satp & PTE_NUMBER) << PAGE_SHIFT;
+        for level in (0..LEVELS).rev() {
+            let shift = PAGE_SHIFT + level * INDEX_BITS;
+            let index = address >> shift & ((1 << INDEX_BITS) - 1);
+            let entry_address = table + index * 8;
+            if !self.csrs.pmp.allows(entry_address, 8, Access::Load, Privilege::Supervisor) {
+                return Err(access.access_fault(address));
+            }
+            let bytes = ram.slice(entry_address, 8).map_err(|_| access.access_fault(address))?;
+            let entry = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+            if entry & PTE_VALID == 0 || entry & PTE_RESERVED != 0 {
+                return Err(access.page_fault(address));
+            }
+            ram.mark_table((entry_address - RAM_BASE) >> PAGE_SHIFT);
+            let target = (entry >> PTE_NUMBER_SHIFT & PTE_NUMBER) << PAGE_SHIFT;
+            if entry & (PTE_READ | PTE_WRITE | PTE_EXECUTE) == 0 {
+                if entry & (PTE_USER | PTE_ACCESSED | PTE_DIRTY) != 0 {
+                    return Err(access.page_fault(address));
+                }
+                table = target;
+                continue;
+            }
+            let offset = (1u64 << shift) - 1;
+            if target & offset != 0 || !self.is_allowed(entry, access, mode) {
+                return Err(access.page_fault(address));
+            }
+            self.update_entry(ram, entry_address, entry, access).ok_or_else(|| access.page_fault(address))?;
+            return Ok(target | address & offset);
+        }
+        Err(access.page_fault(address))
+    }
+
+    /// Whether a leaf entry permits the access.
+    fn is_allowed(&self, entry: u64, access: Access, mode: Privilege) -> bool {
+        let has = |bit| entry & bit != 0;
+        if has(PTE_WRITE) && !has(PTE_READ) {
+            return false;
+        }
+        let user_matches = match mode {
+            Privilege::User => has(PTE_USER),
+            _ => !has(PTE_USER) || access != Access::Fetch && self.csrs.mstatus & STATUS_SUM != 0,
+        };
+        user_matches
+            && match access {
+                Access::Fetch => has(PTE_EXECUTE),
+                Access::Load => has(PTE_READ) || has(PTE_EXECUTE) && self.csrs.mstatus & STATUS_MXR != 0,
+                Access::Store => has(PTE_WRITE),
+            }
+    }
+
+    /// Sets the accessed and dirty bits; `None` where that must be left to software.
+    fn update_entry(&mut self, ram: &mut Ram, address: u64, entry: u64, access: Access) -> Option<()> {
+        let wanted = PTE_ACCESSED | if access == Access::Store { PTE_DIRTY } else { 0 };
+        if entry & wanted == wanted {
+            return Some(());
+        }
+        if self.csrs.menvcfg & MENVCFG_ADUE == 0 {
+            return None;
+        }
+        ram.write_entry_bits(address, entry | wanted).ok()?;
+        self.attention |= self.lags_behind(ram);
+        Some(())
+    }
+
+    /// Fills the TLB for a page that was just translated for a data access.
+    fn fill(&mut self, ram: &mut Ram, address: u64, physical: u64, access: Access) {
+        let Some(page) = self.ram_page(ram, physical) else { return };
+        if !self.csrs.pmp.is_uniform(physical & !PAGE_OFFSET) {
+            return;
+        }
+        let writable = access == Access::Store;
+        if writable {
+            if ram.is_watched(page) || self.options.watched_page == Some(physical & !PAGE_OFFSET) {
+                return;
+            }
+            ram.prepare_write(page);
+        }
+        let host_page = ram.host_base().expose_provenance() + page as usize * PAGE_BYTES;
+        // SAFETY: `page` is one of `ram`'s. The hart flushes when it meets another RAM or
+        // another write generation, and never runs without a RAM.
+        unsafe { self.tlb.fill(address, host_page, writable) };
+    }
+
+    /// The RAM page that holds a guest-physical address.
+    fn ram_page(&self, ram: &Ram, physical: u64) -> Option<u64> {
+        let page = physical.checked_sub(RAM_BASE)? >> PAGE_SHIFT;
+        (page < ram.pages()).then_some(page)
+    }
+
+    /// Gives up rights to write that no longer hold.
+    pub(super) fn drop_stale_rights(&mut self, ram: &Ram) {
+        if self.seen.write_generation != ram.write_generation() {
+            self.seen.write_generation = ram.write_generation();
+            self.tlb.flush_writes();
+        }
+    }
+
+    /// Loads `size` bytes, zero-extended.
+    pub(super) fn load(
+        &mut self,
+        bus: &mut dyn Bus,
+        icount: u64,
+        address: u64,
+        size: usize,
+    ) -> Result<u64, Trap> {
+        if !address.is_multiple_of(size as u64) {
+            return self.load_misaligned(bus, address, size);
+        }
+        let physical = self.translate(bus, address, size, Access::Load)?;
+        if let Some(value) = self.read_ram(bus, physical, size) {
+            self.fill(bus.ram(), address, physical, Access::Load);
+            return Ok(value);
+        }
+        self.attention = true;
+        self.check_interrupts = true;
+        bus.mmio_read(self.id, icount, physical, size as u8).map_err(|_| Access::Load.access_fault(address))
+    }
+
+    /// Stores the low `size` bytes of `value`.
+    pub(super) fn store(
+        &mut self,
+        bus: &mut dyn Bus,
+        icount: u64,
+        address: u64,
+        value: u64,
+        size: usize,
+    ) -> Result<(), Trap> {
+        if !address.is_multiple_of(size as u64) {
+            return self.store_misaligned(bus, address, value, size);
+        }
+        let physical = self.translate(bus, address, size, Access::Store)?;
+        let is_watched = self.options.watched_page == Some(physical & !PAGE_OFFSET);
+        if !is_watched && self.ram_page(bus.ram(), physical).is_some() {
+            self.write_ram(bus, address, physical, value, size);
+            return Ok(());
+        }
+        self.attention = true;
+        self.check_interrupts = true;
+        let value = value & (u64::MAX >> (64 - 8 * size));
+        bus.mmio_write(self.id, icount, physical, size as u8, value)
+            .map_err(|_| Access::Store.access_fault(address))
+    }
+
+    /// Reads aligned from RAM; `None` outside.
+    pub(super) fn read_ram(&self, bus: &mut dyn Bus, physical: u64, size: usize) -> Option<u64> {
+        let mut bytes = [0; 8];
+        bus.ram().read(physical, &mut bytes[..size]).ok()?;
+        Some(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes to RAM, within a page, at a physical address that was just translated from
+    /// `address` for a store and lies in RAM.
+    pub(super) fn write_ram(
+        &mut self,
+        bus: &mut dyn Bus,
+        address: u64,
+        physical: u64,
+        value: u64,
+        size: usize,
+    ) {
+        let ram = bus.ram();
+        let page = (physical - RAM_BASE) >> PAGE_SHIFT;
+        let bytes = &value.to_le_bytes()[..size];
+        if ram.is_watched(page) {
+            ram.write_watched(physical, bytes).expect("checked to be in RAM");
+            self.attention |= self.lags_behind(bus.ram());
+        } else {
+            self.fill(ram, address, physical, Access::Store);
+            ram.write(physical, bytes).expect("checked to be in RAM");
+        }
+    }
+
+    /// A misaligned load. Memory only: devices give an access fault. A fault in the second of two
+    /// pages names that page's first byte.
+    fn load_misaligned(&mut self, bus: &mut dyn Bus, address: u64, size: usize) -> Result<u64, Trap> {
+        let mut bytes = [0; 8];
+        for (at, part) in self.translate_parts(bus, address, size, Access::Load)?.into_iter().flatten() {
+            bus.ram()
+                .read(part.physical, &mut bytes[at..at + part.len])
+                .map_err(|_| Access::Load.access_fault(part.address))?;
+        }
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn store_misaligned(
+        &mut self,
+        bus: &mut dyn Bus,
+        address: u64,
+        value: u64,
+        size: usize,
+    ) -> Result<(), Trap> {
+        let parts = self.translate_parts(bus, address, size, Access::Store)?;
+        for (_, part) in parts.iter().flatten() {
+            let in_ram = self.ram_page(bus.ram(), part.physical).is_some();
+            if !in_ram || self.options.watched_page == Some(part.physical & !PAGE_OFFSET) {
+                return Err(Access::Store.access_fault(part.address));
+            }
+        }
+        for (at, part) in parts.into_iter().flatten() {
+            self.write_ram(bus, part.address, part.physical, value >> (8 * at), part.len);
+        }
+        Ok(())
+    }
+
+    /// Translates a misaligned access: one part, or two if it crosses into another page. Each
+    /// comes with the number of bytes before it. Nothing is accessed unless all parts may be.
+    fn translate_parts(
+        &mut self,
+        bus: &mut dyn Bus,
+        address: u64,
+        size: usize,
+        access: Access,
+    ) -> Result<[Option<(usize, Part)>; 2], Trap> {
+        let first_len = size.min(PAGE_BYTES - (address & PAGE_OFFSET) as usize);
+        let physical = self.translate(bus, address, first_len, access)?;
+        let first = Part { address, physical, len: first_len };
+        if first_len == size {
+            return Ok([Some((0, first)), None]);
+        }
+        let address = address.wrapping_add(first_len as u64);
+        let physical = self.translate(bus, address, size - first_len, access)?;
+        let second = Part { address, physical, len: size - first_len };
+        Ok([Some((0, first)), Some((first_len, second))])
+    }
+
+    /// Selects the TLB by privilege and `mstatus`.
+    pub(super) fn select_regime(&mut self) {
+        let regime = match self.csrs.data_privilege(self.privilege) {
+            Privilege::User => Regime::User,
+            Privilege::Supervisor if self.csrs.mstatus & STATUS_SUM != 0 => Regime::SupervisorUser,
+            Privilege::Supervisor => Regime::Supervisor,
+            Privilege::Machine => Regime::Machine,
+        };
+        if regime != self.tlb.regime() {
+            self.tlb.select(regime);
+        }
+    }
+}
+
+/// The part of a misaligned access that lies in one page.
+struct Part {
+    address: u64,
+    physical: u64,
+    len: usize,
+}

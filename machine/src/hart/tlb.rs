@@ -1,0 +1,201 @@
+//! The software TLB: guest-virtual pages to host memory, for data.
+//!
+//! Entries exist for pages of RAM only, and only while they agree with the page tables, PMP
+//! and the page flags in memory: [`super::Hart`] drops them whenever one of these changes. So no program can tell
+//! whether an entry is there, and a machine restored with an empty TLB behaves the same.
+
+use std::ptr;
+
+use crate::ram::{PAGE_BYTES, PAGE_SHIFT};
+
+/// Entries of one TLB: 8 MiB of reach with direct mapping.
+const ENTRIES: usize = 2048;
+/// A tag that no address has.
+const NO_TAG: u64 = u64::MAX;
+const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
+
+/// Under which rules data is accessed. Each has TLBs of its own, so that a system call
+/// costs no misses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Regime {
+    /// U-mode.
+    User,
+    /// S-mode without access to user pages.
+    Supervisor,
+    /// S-mode with access to user pages (SUM).
+    SupervisorUser,
+    /// M-mode: no translation.
+    Machine,
+}
+
+/// Number of [`Regime`]s.
+const REGIMES: usize = 4;
+
+/// `va + addend` is the host address.
+#[derive(Clone, Copy)]
+struct Entry {
+    tag: u64,
+    addend: u64,
+}
+
+const EMPTY: Entry = Entry { tag: NO_TAG, addend: 0 };
+
+/// An integer that a load or store moves. All bit patterns are values.
+pub(super) trait Scalar: Copy {}
+impl Scalar for i8 {}
+impl Scalar for u8 {}
+impl Scalar for i16 {}
+impl Scalar for u16 {}
+impl Scalar for i32 {}
+impl Scalar for u32 {}
+impl Scalar for i64 {}
+impl Scalar for u64 {}
+
+pub(super) struct Tlb {
+    /// For each regime the read TLB, then the write TLB.
+    entries: Box<[Entry]>,
+    /// Places in `entries` that are filled; more than are there when it overflowed.
+    filled: Vec<u32>,
+    /// The TLBs of the present regime.
+    read: *const Entry,
+    write: *const Entry,
+    regime: Regime,
+}
+
+/// Fills noted one by one; past that a flush sweeps all.
+const FILLED_LIMIT: usize = 512;
+
+// SAFETY: the pointers are into `entries`, which moves with the struct as a box does, and
+// host addresses in entries are used only as long as the RAM they point into lives.
+unsafe impl Send for Tlb {}
+
+impl Tlb {
+    pub fn new() -> Tlb {
+        let entries = vec![EMPTY; REGIMES * 2 * ENTRIES].into_boxed_slice();
+        let start = entries.as_ptr();
+        let mut tlb = Tlb {
+            entries,
+            filled: Vec::with_capacity(FILLED_LIMIT),
+            read: start,
+            write: start,
+            regime: Regime::Machine,
+        };
+        tlb.select(Regime::Machine);
+        tlb
+    }
+
+    /// Makes `regime` the present one.
+    pub fn select(&mut self, regime: Regime) {
+        let (read, write) = places(regime);
+        self.regime = regime;
+        self.read = self.entries[read..][..ENTRIES].as_ptr();
+        self.write = self.entries[write..][..ENTRIES].as_ptr();
+    }
+
+    /// The present regime.
+    pub fn regime(&self) -> Regime {
+        self.regime
+    }
+
+    /// Reads at a guest-virtual address if that is aligned and its page is here.
+    #[inline(always)]
+    pub fn read<T: Scalar>(&self, address: u64) -> Option<T> {
+        // SAFETY: `read` points to ENTRIES entries, and the index is below that.
+        let entry = unsafe { &*self.read.add(index(address)) };
+        if !hits::<T>(entry, address) {
+            return None;
+        }
+        let host = ptr::with_exposed_provenance::<T>(entry.addend.wrapping_add(address) as usize);
+        // SAFETY: an entry stands for a whole page of live RAM (`fill`), and an access whose
+        // alignment was tested lies within its page.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Writes at a guest-virtual address if that is aligned and the right to write to its
+    /// page is here. Returns whether it did.
+    #[inline(always)]
+    pub fn write<T: Scalar>(&mut self, address: u64, value: T) -> bool {
+        let Some(host) = self.writable::<T>(address) else { return false };
+        // SAFETY: as in `read`.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
+    /// Replaces a value by `change` of it, where [`Tlb::write`] could write. Returns the old one.
+    #[inline(always)]
+    pub fn update<T: Scalar>(&mut self, address: u64, change: impl FnOnce(T) -> T) -> Option<T> {
+        let host = self.writable::<T>(address)?;
+        // SAFETY: as in `read`.
+        let old = unsafe { host.read_unaligned() };
+        // SAFETY: as in `read`.
+        unsafe { host.write_unaligned(change(old)) };
+        Some(old)
+    }
+
+    #[inline(always)]
+    fn writable<T: Scalar>(&mut self, address: u64) -> Option<*mut T> {
+        // SAFETY: `write` points to ENTRIES entries, and the index is below that.
+        let entry = unsafe { &*self.write.add(index(address)) };
+        hits::<T>(entry, address)
+            .then(|| ptr::with_exposed_provenance_mut(entry.addend.wrapping_add(address) as usize))
+    }
+
+    /// Adds the page of guest-virtual `address` to the present regime's read TLB, or to its
+    /// write TLB.
+    ///
+    /// # Safety
+    /// `host_page` is the address, with exposed provenance, of PAGE_BYTES bytes of RAM that stay
+    /// valid, and for writing stay writable by this hart, until they are flushed from here.
+    pub unsafe fn fill(&mut self, address: u64, host_page: usize, writable: bool) {
+        let (read, write) = places(self.regime);
+        let place = index(address) + if writable { write } else { read };
+        let page = address & !PAGE_OFFSET;
+        self.entries[place] = Entry { tag: page, addend: (host_page as u64).wrapping_sub(page) };
+        if self.filled.len() < FILLED_LIMIT {
+            self.filled.push(place as u32);
+        }
+    }
+
+    /// Drops every entry.
+    pub fn flush(&mut self) {
+        if self.filled.len() < FILLED_LIMIT {
+            self.filled.drain(..).for_each(|place| self.entries[place as usize] = EMPTY);
+        } else {
+            self.filled.clear();
+            self.entries.fill(EMPTY);
+        }
+    }
+
+    /// Drops every right to write.
+    pub fn flush_writes(&mut self) {
+        let is_write = |place: usize| place / ENTRIES % 2 == 1;
+        if self.filled.len() < FILLED_LIMIT {
+            let entries = &mut self.entries;
+            self.filled.retain(|&place| {
+                let write = is_write(place as usize);
+                if write {
+                    entries[place as usize] = EMPTY;
+                }
+                !write
+            });
+        } else {
+            self.entries.chunks_exact_mut(ENTRIES).skip(1).step_by(2).for_each(|writes| writes.fill(EMPTY));
+        }
+    }
+}
+
+/// Where the read and the write TLB of a regime begin.
+fn places(regime: Regime) -> (usize, usize) {
+    let read = regime as usize * 2 * ENTRIES;
+    (read, read + ENTRIES)
+}
+
+#[inline(always)]
+fn index(address: u64) -> usize {
+    (address >> PAGE_SHIFT) as usize % ENTRIES
+}
+
+#[inline(always)]
+fn hits<T>(entry: &Entry, address: u64) -> bool {
+    address & (!PAGE_OFFSET | (size_of::<T>() as u64 - 1)) == entry.tag
+}
