@@ -13,7 +13,8 @@ PARTS = (*INTEGER_PARTS, "chase")
 RUN_LIMIT_S = 300
 IDLE_SETTLE_S = 15
 IDLE_WINDOW_S = 40
-MIB = 1 << 20
+DRILL_LIMIT_S = 120
+KILL_LIMIT_S = 60
 
 
 # --- boot ---------------------------------------------------------------------------------
@@ -66,12 +67,13 @@ def recording(bench):
 
 def replay(bench):
     runs = bench_runs(bench)
-    recorded_s, replayed_s = runs["record-wall"], runs["replay-wall"]
+    walls = runs["walls"]
+    recorded_s, replayed_s = walls["record"], walls["replay"]
     busy = fastest(runs["record"]) / fastest(runs["replay"])
     return {
         "replay-speed": Outcome(
             min(recorded_s) / min(replayed_s),
-            min(runs["qemu-record-wall"]) / min(runs["qemu-replay-wall"]),
+            min(walls["qemu-record"]) / min(walls["qemu-replay"]),
             f"recorded in {min(recorded_s):.1f} s, replayed in {min(replayed_s):.1f} s; while busy {busy:.2f}",
         )
     }
@@ -91,14 +93,16 @@ def make_bench_runs(bench):
         raise BenchError("needs QEMU to count instructions: leave out --no-peer")
     job = f"bench:{BENCH_SCALE}"
     counted, _ = bench_part_times(bench.qemu(job, "-icount", "shift=0,sleep=off"))
-    runs = {"counts": counted["counts"]}
+    walls, sums = {}, {counted["sums"]}
+    runs = {"counts": counted["counts"], "walls": walls}
     log = bench.scratch / "qemu.rr"
 
     def take(mode, command):
         bench.say(f"bench in mode {mode}")
         times, wall_s = bench_part_times(command)
         runs.setdefault(mode, []).append(times)
-        runs.setdefault(f"{mode}-wall", []).append(wall_s)
+        walls.setdefault(mode, []).append(wall_s)
+        sums.add(times["sums"])
 
     for _ in range(bench.args.runs):
         recording = bench.folder("bench")
@@ -109,14 +113,9 @@ def make_bench_runs(bench):
         take("qemu-icount", bench.qemu(job, "-icount", "shift=auto"))
         take("qemu-record", bench.qemu(job, "-icount", f"shift=auto,rr=record,rrfile={log}"))
         take("qemu-replay", bench.qemu(job, "-icount", f"shift=auto,rr=replay,rrfile={log}"))
-    sums = {times["sums"] for mode in runs if isinstance(runs[mode], list) for times in runs[mode] if is_times(times)}
     if len(sums) != 1:
         raise BenchError(f"the checksums of bench differ between machines: {sorted(sums)}")
     return runs
-
-
-def is_times(value):
-    return isinstance(value, dict)
 
 
 def bench_part_times(command):
@@ -180,6 +179,63 @@ def idle_peer(bench):
     return rate, replayed_s / recorded_s
 
 
+# --- protection ---------------------------------------------------------------------------
+
+
+def kills_ledger(bench):
+    report = drill(bench, "ledger", bench.args.kills_ledger)
+    measures = report["measures"]
+    outcomes = kills(report, "ledger", bench.args.kills_ledger)
+    outcomes["blackout"] = Outcome(
+        difference(measures, "blackout_ms", "detection_ms"),
+        note=f"blackout {measures['blackout_ms']} ms, detection {measures['detection_ms']} ms",
+    )
+    for percentile in ("p50", "p99"):
+        protected, bare = f"protected_{percentile}_us", f"unprotected_{percentile}_us"
+        outcomes[f"delay-{percentile}"] = Outcome(
+            difference(measures, protected, bare), note=f"{measures[bare]} us unprotected"
+        )
+    return outcomes
+
+
+def kills_debian(bench):
+    report = drill(bench, "debian", bench.args.kills_debian)
+    return kills(report, "debian", bench.args.kills_debian)
+
+
+def join(bench):
+    """A backup joins a running machine of 1 GiB, again after each of a few kills."""
+    measures = drill(bench, "ledger", 3, "--memory", "1G")["measures"]
+    return {
+        "join-pause": Outcome(measures["checkpoint_pause_ms"], note="the longest"),
+        "memory": Outcome(measures["memory_overhead_mib"], note="peak, the larger of both sides, guest of 1 GiB"),
+    }
+
+
+def drill(bench, guest, repeat, *words):
+    """The report of `repeat` kills in a row; its checks may have failed."""
+    bench.say(f"{repeat} kills of a {guest} machine")
+    path = bench.scratch / f"drill-{guest}-{repeat}.json"
+    command = bench.secondwind("drill", "--guest", guest, "--repeat", repeat, "--json", path, *words)
+    with Running(command) as program:
+        program.process.wait(DRILL_LIMIT_S + repeat * KILL_LIMIT_S)
+    if not path.exists():
+        raise BenchError(f"{program.name()} wrote no report; its last words: {program.last_words()}")
+    return json.loads(path.read_text())
+
+
+def kills(report, guest, repeat):
+    failed = [f"{check['what']}: {check['found']}" for check in report["checks"] if not check["held"]]
+    note = "; ".join(failed) or f"all checks held, {report['measures']['acknowledged']} requests acknowledged"
+    return {f"kills-{guest}": Outcome(None if failed else repeat, note=note)}
+
+
+def difference(measures, larger, smaller):
+    if measures.get(larger) is None or measures.get(smaller) is None:
+        raise BenchError(f"the drill measured no {larger} or no {smaller}")
+    return measures[larger] - measures[smaller]
+
+
 # --- the set ------------------------------------------------------------------------------
 
 MEASURES = [
@@ -199,5 +255,25 @@ MEASURES = [
             Figure("idle-replay", "replayed time / recorded idle time", "x", 0.25),
         ],
         idle,
+    ),
+    Measure(
+        [
+            Figure("join-pause", "checkpoint pause for a join at 1 GiB", "ms", 5),
+            Figure("memory", "host memory beyond the guest's", "MiB", 64),
+        ],
+        join,
+    ),
+    Measure(
+        [
+            Figure("kills-ledger", "kills in a row, ledger, all checks held", "kills", 500, at_least=True),
+            Figure("blackout", "blackout beyond detection", "ms", 100),
+            Figure("delay-p50", "added response delay, p50", "us", 400),
+            Figure("delay-p99", "added response delay, p99", "us", 2000),
+        ],
+        kills_ledger,
+    ),
+    Measure(
+        [Figure("kills-debian", "kills in a row, Debian and Redis, all held", "kills", 50, at_least=True)],
+        kills_debian,
     ),
 ]
