@@ -132,6 +132,12 @@ pub enum DivergenceKind {
         /// Injected here.
         found: u64,
     },
+    /// The host failed at a disk of this side.
+    #[error("this host failed to read or write disk {disk}; see to it, and join again")]
+    HostFault {
+        /// Index of the disk.
+        disk: u8,
+    },
     /// The guest ended, but the log goes on.
     #[error("the guest ended with status {code}, the log goes on to icount {expected_icount}")]
     Halted {
@@ -337,6 +343,9 @@ impl<M: Machine> Replayer<M> {
             match exit {
                 Exit::Limit | Exit::Output => {}
                 Exit::Idle { wake_ns } => self.skip_idle(wake_ns, target)?,
+                Exit::HostFault { disk } => {
+                    return Err(self.divergence(DivergenceKind::HostFault { disk }));
+                }
                 Exit::Halted { .. } if self.machine.moment() == target => {}
                 Exit::Halted { code } => {
                     let expected_icount = target.icount;

@@ -87,6 +87,12 @@ pub enum Exit {
         /// Guest time in nanoseconds at which a hart or a device wakes by itself.
         wake_ns: Option<u64>,
     },
+    /// The host failed to read or write this disk. The machine stops for good: its state no
+    /// longer follows from its log. A backup takes over from what was committed.
+    HostFault {
+        /// Index of the disk.
+        disk: u8,
+    },
     /// The guest powered itself off, or ended through `tohost` with this code.
     Halted {
         /// Exit status: 0 is success.

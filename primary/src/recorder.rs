@@ -97,6 +97,12 @@ pub enum Step {
         /// Exit status: 0 is success.
         code: u32,
     },
+    /// The host failed to read or write this disk: the machine stopped for good, and only a
+    /// backup can go on. What was recorded before is right.
+    HostFault {
+        /// Index of the disk.
+        disk: u8,
+    },
 }
 
 /// A checkpoint that was begun.
@@ -128,6 +134,8 @@ pub struct Recorder<M> {
     /// Lag that stood already when the present stretch of execution began.
     lag_at_wake_ns: u64,
     halted: Option<u32>,
+    /// The disk that the host failed at.
+    faulted: Option<u8>,
     started: bool,
 }
 
@@ -180,13 +188,14 @@ impl<M: Machine> Recorder<M> {
             waiting: None,
             lag_at_wake_ns: 0,
             halted: None,
+            faulted: None,
             started: false,
         }
     }
 
     /// Injects an input at the present moment and records it.
     pub fn handle_input(&mut self, event: Event, now_ns: u64) {
-        if self.halted.is_some() {
+        if self.halted.is_some() || self.faulted.is_some() {
             return;
         }
         if self.waiting.is_some() {
@@ -197,8 +206,8 @@ impl<M: Machine> Recorder<M> {
 
     /// Runs one slice, or says what to wait for.
     pub fn step(&mut self, now_ns: u64) -> Step {
-        if let Some(code) = self.halted {
-            return Step::Halted { code };
+        if let Some(step) = self.ended() {
+            return step;
         }
         if self.machine.checkpoint_held_bytes() > self.config.checkpoint_held_max_bytes {
             return Step::Stalled;
@@ -216,10 +225,12 @@ impl<M: Machine> Recorder<M> {
             return Step::Sleep { until_ns: Some(self.clock.host_ns(here.time_ns)) };
         }
         self.run_slice(here);
-        match self.halted {
-            Some(code) => Step::Halted { code },
-            None => Step::Continue,
-        }
+        self.ended().unwrap_or(Step::Continue)
+    }
+
+    fn ended(&self) -> Option<Step> {
+        let faulted = self.faulted.map(|disk| Step::HostFault { disk });
+        faulted.or(self.halted.map(|code| Step::Halted { code }))
     }
 
     /// What was recorded, when it is worth handing on: at once with outputs, else every
@@ -346,6 +357,11 @@ impl<M: Machine> Recorder<M> {
             Exit::Halted { code } => {
                 self.record_digest();
                 self.halted = Some(code);
+            }
+            Exit::HostFault { disk } => {
+                // From here the state no longer follows from the log: no digest of it.
+                self.faulted = Some(disk);
+                return;
             }
         }
         if self.digest_is_due() {
