@@ -8,6 +8,7 @@
 mod common;
 
 use bytes::Bytes;
+use common::decoders;
 use common::reseal::reseal;
 use log_format::*;
 
@@ -32,47 +33,13 @@ impl Random {
     }
 }
 
-/// Feeds one input to every decoder. Returns whether any took it.
-fn decode_everywhere(input: &Bytes) -> bool {
-    let mut taken = FrameHeader::decode(input).is_ok();
-    if let Ok(frame) = Frame::decode(input) {
-        let _ = frame.body();
-    }
-    if let Ok(message) = Message::decode(input) {
-        taken = true;
-        let bytes = message.encode().unwrap();
-        assert_eq!(Message::decode(&bytes).unwrap(), message);
-    }
-    if let Ok(record) = SegmentRecord::decode(input) {
-        taken = true;
-        let bytes = match &record {
-            SegmentRecord::Header(header) => header.encode().unwrap(),
-            SegmentRecord::Batch(batch) => batch.bytes().clone(),
-            SegmentRecord::End(end) => end.encode().unwrap(),
-        };
-        assert_eq!(SegmentRecord::decode(&bytes).unwrap(), record);
-    }
-    if let Ok(sealed) = SealedBatch::decode(input) {
-        // Whatever was accepted can be written again, with the same meaning.
-        let batch = sealed.batch().clone();
-        let again = batch.clone().seal(sealed.previous()).unwrap();
-        assert_eq!(again.batch(), &batch);
-    }
-    let mut stream = MessageDecoder::default();
-    for piece in input.chunks(1 + input.len() / 3) {
-        stream.push(piece);
-        while let Ok(Some(_)) = stream.poll() {}
-    }
-    taken
-}
-
 #[test]
 fn random_bytes() {
     let mut random = Random(1);
     for _ in 0..5_000 {
         let len = random.below(300);
         let input = random.bytes(len);
-        assert!(!decode_everywhere(&input.into()));
+        assert!(!decoders::all(&input.into()));
     }
 }
 
@@ -86,7 +53,7 @@ fn random_bodies_behind_good_checksums() {
         input[3] = FrameKind::ALL[random.below(FrameKind::ALL.len())] as u8;
         input[7] = u8::from(random.below(8) == 0);
         reseal(&mut input);
-        assert!(decode_everywhere(&input.into()), "its header is good");
+        assert!(decoders::all(&input.into()), "its header is good");
     }
 }
 
@@ -107,7 +74,7 @@ fn mutated_frames() {
         if Message::decode(&Bytes::copy_from_slice(&input)).is_ok() {
             read += 1;
         }
-        decode_everywhere(&input.into());
+        decoders::all(&input.into());
     }
     assert!(read > 1_000, "only {read} mutants got through to the bodies");
 }

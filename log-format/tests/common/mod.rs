@@ -3,6 +3,7 @@
 // Every test file uses its own part of this.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod decoders;
 pub mod reseal;
 pub mod strategies;
 

@@ -4,6 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod faulty;
+pub mod records;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,88 @@
+//! Every decoder on any bytes: a value or an error, never a panic; and a value that is written
+//! again reads back the same. Also the body of the fuzz targets.
+
+use bytes::Bytes;
+use log_format::*;
+
+/// Every decoder of this crate. Returns whether the header is that of a frame.
+pub fn all(input: &Bytes) -> bool {
+    frame(input);
+    message(input);
+    segment_record(input);
+    batch(input);
+    stream(input);
+    FrameHeader::decode(input).is_ok()
+}
+
+/// [`Frame`], [`FrameHeader`] and decompression.
+pub fn frame(input: &Bytes) {
+    let Ok(frame) = Frame::decode(input) else {
+        return;
+    };
+    assert!(frame.bytes().len() <= input.len());
+    assert_eq!(frame.header().frame_bytes(), frame.bytes().len());
+    if let Ok(body) = frame.body() {
+        assert!(body.len() <= MAX_BODY_BYTES);
+    }
+}
+
+/// [`Message`].
+pub fn message(input: &Bytes) {
+    let Ok(message) = Message::decode(input) else {
+        return;
+    };
+    let bytes = message.encode().expect("what was read can be written");
+    assert_eq!(Message::decode(&bytes), Ok(message));
+}
+
+/// [`SegmentRecord`].
+pub fn segment_record(input: &Bytes) {
+    let Ok(record) = SegmentRecord::decode(input) else {
+        return;
+    };
+    let bytes = match &record {
+        SegmentRecord::Header(header) => header.encode(),
+        SegmentRecord::Batch(batch) => Ok(batch.bytes().clone()),
+        SegmentRecord::End(end) => end.encode(),
+    };
+    let bytes = bytes.expect("what was read can be written");
+    assert_eq!(SegmentRecord::decode(&bytes), Ok(record));
+}
+
+/// [`SealedBatch`], taken apart and sealed again.
+pub fn batch(input: &Bytes) {
+    let Ok(sealed) = SealedBatch::decode(input) else {
+        return;
+    };
+    let batch = sealed.batch().clone();
+    let again = batch.seal(sealed.previous());
+    let again = again.expect("what was read can be written");
+    assert_eq!(again.batch(), sealed.batch());
+    assert_eq!(SealedBatch::decode(again.bytes()), Ok(again));
+}
+
+/// [`MessageDecoder`]: in whatever pieces the bytes come, the same messages come out, and an
+/// error or none. (Which error may differ: a strange start is told before the header is whole,
+/// a flipped bit in it only then.)
+pub fn stream(input: &Bytes) {
+    let whole = messages_in(input.chunks(usize::MAX));
+    let pieces = messages_in(input.chunks(1 + input.len() / 3));
+    assert_eq!(whole.0, pieces.0);
+    assert_eq!(whole.1.is_some(), pieces.1.is_some());
+}
+
+fn messages_in<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Message>, Option<FrameError>) {
+    let mut decoder = MessageDecoder::default();
+    let mut messages = Vec::new();
+    for piece in pieces {
+        decoder.push(piece);
+        loop {
+            match decoder.poll() {
+                Ok(Some(message)) => messages.push(message),
+                Ok(None) => break,
+                Err(error) => return (messages, Some(error)),
+            }
+        }
+    }
+    (messages, None)
+}
