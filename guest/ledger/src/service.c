@@ -116,16 +116,17 @@ static void statistics(struct text *answer)
 
 static void load(const struct request *request, struct text *answer)
 {
-    u64 first, second = 0;
-    bool burn = is(request->words[0], "BURN");
+    const struct word *words = request->words;
+    u64 first, second;
+    const char *wrong = "usage: DIRTY SET_MIB RATE_MIB_S [sparse], or BURN PERCENT";
 
-    if (request->count < (burn ? 2u : 3u) || !number(request->words[1], &first) ||
-        (!burn && !number(request->words[2], &second))) {
-        put_error(answer, burn ? "usage: BURN PERCENT" : "usage: DIRTY SET_MIB RATE_MIB_S [sparse]");
-        return;
+    if (is(words[0], "BURN")) {
+        if (request->count == 2 && number(words[1], &first))
+            wrong = load_burn(first);
+    } else if ((request->count == 3 || (request->count == 4 && is(words[3], "sparse"))) &&
+               number(words[1], &first) && number(words[2], &second)) {
+        wrong = load_dirty(first, second, request->count == 4);
     }
-    const char *wrong = burn ? load_burn(first) : load_dirty(first, second, request->count == 4);
-
     if (wrong)
         put_error(answer, wrong);
     else

@@ -23,6 +23,8 @@ enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
 #define SYN_RETRIES_MAX 5
 #define TIME_WAIT_NS (2 * NS_PER_S)
 #define FIN_WAIT_2_NS (30 * NS_PER_S)
+/* When all connections are in use, one that was silent for so long makes room. */
+#define SILENT_NS (300 * NS_PER_S)
 
 /* A received segment, in host order, cut to what is new as it is handled. */
 struct segment {
@@ -108,26 +110,6 @@ static struct connection *find(u32 address, u16 port)
         if (c->peer_port == port && c->peer_address == address && c->state != TCP_FREE)
             return c;
     return 0;
-}
-
-/* A free connection; if there is none, one that only waits out its end. */
-static struct connection *take_free(void)
-{
-    struct connection *waiting = 0;
-
-    for (u32 i = 0; i < CONNECTIONS_MAX; i++) {
-        struct connection *c = connections + i;
-
-        if (c->state == TCP_FREE) {
-            if (i >= connections_used)
-                connections_used = i + 1;
-            tcp_statistics.connections++;
-            return c;
-        }
-        if (c->state == TCP_TIME_WAIT && (!waiting || c->deadline_ns < waiting->deadline_ns))
-            waiting = c;
-    }
-    return waiting;
 }
 
 void tcp_peer_moved(u32 address, const u8 *mac)
@@ -311,7 +293,7 @@ void tcp_flush(void)
 
 static void abort_connection(struct connection *c)
 {
-    send_segment(c, RST | ACK, c->send_next, 0);
+    send_segment(c, RST | ACK, c->send_max, 0);
     release(c);
 }
 
@@ -365,6 +347,33 @@ u64 tcp_deadline(void)
 
 /* --- receiving ----------------------------------------------------------------------- */
 
+/* A free connection; if there is none, one that only waits out its end, or whose peer seems
+   to be gone: there are no keepalives, which would keep an idle machine busy. */
+static struct connection *take_free(void)
+{
+    struct connection *waiting = 0, *silent = connections;
+
+    for (u32 i = 0; i < CONNECTIONS_MAX; i++) {
+        struct connection *c = connections + i;
+
+        if (c->state == TCP_FREE) {
+            if (i >= connections_used)
+                connections_used = i + 1;
+            tcp_statistics.connections++;
+            return c;
+        }
+        if (c->state == TCP_TIME_WAIT && (!waiting || c->deadline_ns < waiting->deadline_ns))
+            waiting = c;
+        if (c->heard_ns < silent->heard_ns)
+            silent = c;
+    }
+    if (!waiting && now_ns() - silent->heard_ns > SILENT_NS) {
+        send_segment(silent, RST | ACK, silent->send_max, 0);
+        waiting = silent;
+    }
+    return waiting;
+}
+
 static u32 first_sequence(const struct segment *s)
 {
     /* differs for each connection and moves with time (RFC 9293, section 3.4.1) */
@@ -405,6 +414,7 @@ static void accept_connection(const struct segment *s)
         .window_acknowledgement = first,
         .congestion_window = 10 * s->mss, /* RFC 6928 */
         .slow_start_threshold = ~0u,
+        .heard_ns = now_ns(),
         .deadline_ns = NEVER,
         .timeout_ns = TIMEOUT_FIRST_NS,
     };
@@ -649,6 +659,7 @@ static void handle(struct connection *c, struct segment *s)
     if (!take_handshake(c, s))
         return;
     memcpy(c->peer_mac, s->mac, 6);
+    c->heard_ns = now_ns();
     bool gap = before(c->receive_next, s->sequence);
 
     cut_to_window(c, s);

@@ -60,6 +60,7 @@ struct connection {
     u32 duplicate_acks;
     u32 recover; /* what was sent up to here may have been sent twice */
 
+    u64 heard_ns;    /* when the peer last sent something */
     u64 deadline_ns; /* of retransmission or of the state */
     u64 timeout_ns;
     u64 round_trip_ns, round_trip_variance_ns;
