@@ -33,6 +33,8 @@ mod op;
 mod pmp;
 mod state;
 mod system;
+#[cfg(test)]
+mod tests;
 mod tlb;
 mod trap;
 

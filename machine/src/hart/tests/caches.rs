@@ -1,0 +1,143 @@
+//! Caches that must not be seen, and that must be fast.
+
+use super::encode::*;
+use super::*;
+
+#[test]
+fn a_store_to_the_next_instruction_is_executed() {
+    let new = addi(A0, A0, 100);
+    let mut code = load_constant(T0, u64::from(new));
+    code.extend([auipc(T1, 0), sw(T0, T1, 8), addi(A0, A0, 1), NOP]);
+    let (mut hart, mut bus) = machine_with(&code);
+    run(&mut hart, &mut bus, code.len() as u64);
+    assert_eq!(hart.register(A0 as usize), 100);
+}
+
+#[test]
+fn a_write_by_a_device_to_code_is_executed() {
+    let (mut hart, mut bus) = machine_with(&[addi(A0, A0, 1), jal(ZERO, -4)]);
+    run(&mut hart, &mut bus, 10);
+    assert_eq!(hart.register(A0 as usize), 5);
+    bus.put_code(RAM_BASE, &[addi(A0, A0, 10)]);
+    run(&mut hart, &mut bus, 2);
+    assert_eq!(hart.register(A0 as usize), 15);
+}
+
+#[test]
+fn a_write_by_another_hart_to_code_is_executed() {
+    let (mut first, mut bus) = machine_with(&[addi(A0, A0, 1), jal(ZERO, -4)]);
+    let mut second = Hart::new(1, HartOptions::default());
+    second.start_machine(RAM_BASE, 0, 0);
+    run(&mut first, &mut bus, 10);
+    run(&mut second, &mut bus, 10);
+    bus.put_code(RAM_BASE, &[addi(A0, A0, 10)]);
+    run(&mut first, &mut bus, 2);
+    run(&mut second, &mut bus, 2);
+    assert_eq!((first.register(A0 as usize), second.register(A0 as usize)), (15, 15));
+}
+
+#[test]
+fn a_store_beside_code_in_its_page_keeps_the_blocks() {
+    let code = [auipc(T1, 0), sd(A0, T1, 1024), addi(A0, A0, 1), jal(ZERO, -8)];
+    let (mut hart, mut bus) = machine_with(&code);
+    run(&mut hart, &mut bus, 100);
+    let before = bus.ram.code_generation();
+    run(&mut hart, &mut bus, 3000);
+    assert_eq!(bus.ram.code_generation(), before);
+    assert_eq!(bus.at(RAM_BASE + 1024), hart.register(A0 as usize) - 1);
+}
+
+#[test]
+fn an_instruction_that_straddles_two_pages_follows_both() {
+    let (mut hart, mut bus) = machine_with(&[jal(ZERO, 0xffc)]);
+    let at = RAM_BASE + 0xffc;
+    // Two compressed no-ops' room, then four bytes across the boundary.
+    bus.ram.write(at, &[0x01, 0x00]).unwrap();
+    bus.ram.write(at + 2, &addi(A0, A0, 1).to_le_bytes()).unwrap();
+    bus.ram.write(at + 6, &jal(ZERO, -6).to_le_bytes()).unwrap();
+    run(&mut hart, &mut bus, 1 + 3 * 10);
+    assert_eq!(hart.register(A0 as usize), 10);
+    bus.ram.write(at + 2, &addi(A0, A0, 32).to_le_bytes()).unwrap();
+    run(&mut hart, &mut bus, 3);
+    assert_eq!(hart.register(A0 as usize), 42);
+    bus.ram.write(RAM_BASE + 0x1000, &addi(A0, A0, 16).to_le_bytes()[2..]).unwrap();
+    run(&mut hart, &mut bus, 3);
+    assert_eq!(hart.register(A0 as usize), 58);
+}
+
+#[test]
+fn another_memory_is_not_taken_for_the_first() {
+    let (mut hart, mut bus) = machine_with(&[auipc(T0, 0), ld(A0, T0, 64), sd(A0, T0, 128), jal(ZERO, -12)]);
+    bus.put(RAM_BASE + 64, 1);
+    run(&mut hart, &mut bus, 400);
+    let (_, mut other) = machine_with(&[auipc(T0, 0), ld(A0, T0, 64), sd(A0, T0, 128), jal(ZERO, -12)]);
+    other.put(RAM_BASE + 64, 2);
+    run(&mut hart, &mut other, 400);
+    assert_eq!((bus.at(RAM_BASE + 128), other.at(RAM_BASE + 128)), (1, 2));
+}
+
+#[test]
+fn stores_to_the_watched_page_reach_the_bus() {
+    let page = RAM_BASE + 0x1000;
+    let mut bus = TestBus::new();
+    bus.put_code(RAM_BASE, &[lui(T1, 1), auipc(T0, 1), addi(A0, ZERO, 7), sd(A0, T0, -4), sd(A0, T0, -12)]);
+    let mut hart = Hart::new(0, HartOptions { watched_page: Some(page), ..HartOptions::default() });
+    hart.start_machine(RAM_BASE, 0, 0);
+    run(&mut hart, &mut bus, 5);
+    assert_eq!(bus.log, [(3, 7)]);
+    assert_eq!(bus.at(page), 7);
+}
+
+/// A bus that notes how deep the stack is at each access.
+struct StackBus {
+    inner: TestBus,
+    depths: Vec<usize>,
+}
+
+impl Bus for StackBus {
+    fn ram(&mut self) -> &mut Ram {
+        self.inner.ram()
+    }
+
+    fn mmio_read(&mut self, _: usize, _: u64, _: u64, _: u8) -> Result<u64, AccessFault> {
+        Err(AccessFault)
+    }
+
+    fn mmio_write(&mut self, _: usize, _: u64, _: u64, _: u8, _: u64) -> Result<(), AccessFault> {
+        let here = 0u8;
+        self.depths.push(std::ptr::addr_of!(here) as usize);
+        Ok(())
+    }
+
+    fn time(&self, icount: u64) -> u64 {
+        icount
+    }
+
+    fn interrupt_lines(&self, _: usize) -> u64 {
+        0
+    }
+
+    fn wants_exit(&self) -> bool {
+        false
+    }
+}
+
+/// Ops hand over by jumps where the compiler makes jumps of calls in tail position. Speed
+/// depends on it: were they calls, 4000 of them would take much more stack than this.
+#[test]
+fn ops_hand_over_without_stack() {
+    let mut code = load_constant(A3, LOG_DEVICE);
+    code.push(addi(A0, ZERO, 1000));
+    code.push(sd(A0, A3, 0));
+    code.extend([addi(A0, A0, -1), add(A1, A1, A0), ld(A2, T0, 0), bne(A0, ZERO, -12)]);
+    code.push(sd(A0, A3, 0));
+    let mut inner = TestBus::new();
+    inner.put_code(RAM_BASE, &code);
+    let mut bus = StackBus { inner, depths: Vec::new() };
+    let mut hart = Hart::new(0, HartOptions::default());
+    hart.start_machine(RAM_BASE, 0, 0);
+    hart.set_register(T0 as usize, RAM_BASE);
+    hart.run(&mut bus, 0, 4020);
+    let [first, last] = bus.depths[..] else { panic!("two stores, not {}", bus.depths.len()) };
+    assert!(first.abs_diff(last) < 16 << 10, "{} bytes of stack", first.abs_diff(last));
+}
