@@ -420,14 +420,17 @@ pub(crate) fn encode_frame<T: Serialize>(
     previous: ChainHash,
     body: &T,
 ) -> Result<(Bytes, ChainHash), EncodeError> {
-    let mut plain = Vec::with_capacity(128);
-    rmp_serde::encode::write(&mut plain, body)
+    // The body is written behind the place of its header, to be moved only when it is packed.
+    let mut bytes = Vec::with_capacity(2 * HEADER_BYTES);
+    bytes.resize(HEADER_BYTES, 0);
+    rmp_serde::encode::write(&mut bytes, body)
         .map_err(|error| EncodeError::Serialize { kind, cause: error.to_string() })?;
+    let plain = &bytes[HEADER_BYTES..];
     if plain.len() > MAX_BODY_BYTES {
         return Err(EncodeError::TooLong { kind, found: plain.len(), limit: MAX_BODY_BYTES });
     }
-    let packed = compress::pack(&plain);
-    let stored = packed.as_deref().unwrap_or(&plain);
+    let packed = compress::pack(plain);
+    let stored = packed.as_deref().unwrap_or(plain);
     let flags = if packed.is_some() { FLAG_ZSTD } else { 0 };
 
     let mut header = [0u8; HEADER_BYTES];
@@ -447,10 +450,12 @@ pub(crate) fn encode_frame<T: Serialize>(
     let header_crc = crc32fast::hash(&header[..HEADER_CRC_OFFSET]);
     header[HEADER_CRC_OFFSET..].copy_from_slice(&header_crc.to_le_bytes());
 
-    let chain = ChainHash::after(&header[PLACE], &plain);
-    let mut bytes = Vec::with_capacity(HEADER_BYTES + stored.len());
-    bytes.extend_from_slice(&header);
-    bytes.extend_from_slice(stored);
+    let chain = ChainHash::after(&header[PLACE], plain);
+    if let Some(packed) = packed {
+        bytes.truncate(HEADER_BYTES);
+        bytes.extend_from_slice(&packed);
+    }
+    bytes[..HEADER_BYTES].copy_from_slice(&header);
     Ok((Bytes::from(bytes), chain))
 }
 
