@@ -141,7 +141,8 @@ impl<D: Disk> LogWriter<D> {
         if let Some(found) = names.into_iter().find(|name| name.ends_with(".log")) {
             return Err(StoreError::Exists { path: path.to_owned(), found });
         }
-        let current = begin_segment(&disk, &header)?;
+        // Synced, so that not even a loss of power leaves a log without its first header.
+        let current = begin_segment(&disk, &header, true)?;
         Ok(LogWriter {
             follower: Follower::at(&header),
             disk,
@@ -257,7 +258,7 @@ impl<D: Disk> LogWriter<D> {
             chain: self.follower.chain(),
             ..self.header.clone()
         };
-        let next = begin_segment(&self.disk, &header)?;
+        let next = begin_segment(&self.disk, &header, false)?;
         let end = self.segment_end(false);
         let previous = std::mem::replace(&mut self.current, next);
         self.closing.push((previous, end));
@@ -321,8 +322,12 @@ fn lock(directory: &Path) -> Result<Directory, StoreError> {
 }
 
 /// Makes a segment that holds its header, all or nothing: the file gets its name when the
-/// header is whole.
-fn begin_segment<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Segment<D::File>, StoreError> {
+/// header is whole, and `synced` if that is asked for.
+fn begin_segment<D: Disk>(
+    disk: &D,
+    header: &SegmentHeader,
+    synced: bool,
+) -> Result<Segment<D::File>, StoreError> {
     let bytes = header.encode()?;
     let name = segment_name(header.position.sequence.saturating_add(1));
     let new_name = format!("{name}{NEW_SUFFIX}");
@@ -335,6 +340,9 @@ fn begin_segment<D: Disk>(disk: &D, header: &SegmentHeader) -> Result<Segment<D:
     }
     let made = disk.create_new(&new_name).and_then(|file| {
         file.write_all_at(&bytes, 0)?;
+        if synced {
+            file.sync()?;
+        }
         disk.rename(&new_name, &name)?;
         Ok(file)
     });
