@@ -32,6 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Drill(drill::DrillArgs),
     Status(status::StatusArgs),
     Takeover(status::TakeoverArgs),
 }
@@ -39,6 +40,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Drill(args) => drill::drill(args),
         Command::Status(args) => status::status(args).map(|()| ExitCode::SUCCESS),
         Command::Takeover(args) => status::takeover(args).map(|()| ExitCode::SUCCESS),
     };

@@ -1,10 +1,8 @@
-//! What a drill found, as text, as JSON and as an HTML page with a drawn timeline.
+//! What a drill found, as text and as JSON; [`super::page`] draws it.
 
 use std::fmt::Write as _;
 
 use serde::Serialize;
-
-use super::history::Operation;
 
 /// One drill: what was done, what was seen, and whether every check held.
 #[derive(Debug, Clone, Serialize)]
@@ -19,8 +17,27 @@ pub struct Report {
     pub timeline: Vec<TimelineEntry>,
     /// What was measured.
     pub measures: Measures,
+    /// The faults, one by one.
+    pub rounds: Vec<RoundFigures>,
     /// What was checked.
     pub checks: Vec<Check>,
+}
+
+/// One fault in figures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RoundFigures {
+    /// When it was made, in milliseconds since the drill began.
+    pub at_ms: f64,
+    /// The node that went on.
+    pub survivor: String,
+    /// The term in which it did.
+    pub term: u64,
+    /// Longest time during which no client was answered.
+    pub blackout_ms: Option<f64>,
+    /// From the fault to the decision that the other side is lost.
+    pub detection_ms: Option<f64>,
+    /// From the fault until a new backup was counted on.
+    pub reprotected_ms: Option<f64>,
 }
 
 /// Something that happened.
@@ -64,6 +81,27 @@ pub struct Measures {
 }
 
 impl Measures {
+    fn followed_by(self, next: Measures) -> Measures {
+        let worse = |first: Option<f64>, second: Option<f64>| match (first, second) {
+            (Some(first), Some(second)) => Some(first.max(second)),
+            (first, second) => first.or(second),
+        };
+        Measures {
+            blackout_ms: worse(self.blackout_ms, next.blackout_ms),
+            detection_ms: worse(self.detection_ms, next.detection_ms),
+            acknowledged: self.acknowledged + next.acknowledged,
+            requests_per_s: self.requests_per_s.min(next.requests_per_s),
+            unprotected_p50_us: worse(self.unprotected_p50_us, next.unprotected_p50_us),
+            unprotected_p99_us: worse(self.unprotected_p99_us, next.unprotected_p99_us),
+            protected_p50_us: worse(self.protected_p50_us, next.protected_p50_us),
+            protected_p99_us: worse(self.protected_p99_us, next.protected_p99_us),
+            digests_compared: self.digests_compared + next.digests_compared,
+            log_bytes: self.log_bytes + next.log_bytes,
+            checkpoint_pause_ms: worse(self.checkpoint_pause_ms, next.checkpoint_pause_ms),
+            memory_overhead_mib: worse(self.memory_overhead_mib, next.memory_overhead_mib),
+        }
+    }
+
     /// What protection adds to the median response delay.
     pub fn added_p50_us(&self) -> Option<f64> {
         Some(self.protected_p50_us? - self.unprotected_p50_us?)
@@ -102,25 +140,82 @@ impl Report {
     /// The report as lines for a terminal.
     pub fn text(&self) -> String {
         let mut text = String::from("\ntimeline\n");
-        for entry in &self.timeline {
+        let hidden = self.timeline.len().saturating_sub(SHOWN_ENTRIES);
+        if hidden > 0 {
+            let _ = writeln!(text, "  ... {hidden} earlier entries; all are in --html and --json");
+        }
+        for entry in &self.timeline[hidden..] {
             let _ = writeln!(text, "  {:>10.1} ms  {:<8} {}", entry.at_ms, entry.who, entry.what);
         }
         text.push_str("\nmeasured\n");
         for (name, value) in self.rows() {
             let _ = writeln!(text, "  {name:<38} {value}");
         }
+        if self.rounds.len() > 1 {
+            let _ =
+                writeln!(text, "\n{:<38} {:>10} {:>10} {:>10}", self.summary_title(), "min", "median", "max");
+            for (name, figures) in self.summary() {
+                let [min, median, max] = figures.map(|value| format!("{value:.1} ms"));
+                let _ = writeln!(text, "  {name:<36} {min:>10} {median:>10} {max:>10}");
+            }
+        }
         text.push_str("\nchecked\n");
         for check in &self.checks {
             let word = if check.held { "ok  " } else { "FAIL" };
             let _ = writeln!(text, "  {word} {:<44} {}", check.what, check.found);
         }
-        let verdict = if self.passed() { "PASSED" } else { "FAILED" };
-        let _ =
-            write!(text, "\nverdict: {verdict} ({}, {} lost, seed {})", self.guest, self.fault, self.seed);
+        let _ = write!(text, "\n{}", self.verdict());
         text
     }
 
-    fn rows(&self) -> Vec<(&'static str, String)> {
+    /// The verdict in one line.
+    pub fn verdict(&self) -> String {
+        let verdict = if self.passed() { "PASSED" } else { "FAILED" };
+        let times =
+            if self.rounds.len() > 1 { format!(" {} times", self.rounds.len()) } else { String::new() };
+        format!("verdict: {verdict} ({}, {} lost{times}, seed {})", self.guest, self.fault, self.seed)
+    }
+
+    fn summary_title(&self) -> String {
+        format!("{} faults", self.rounds.len())
+    }
+
+    /// Least, median and greatest of the faults' figures.
+    fn summary(&self) -> Vec<(&'static str, [f64; 3])> {
+        let columns: [(&'static str, Figure); 4] = [
+            ("blackout", |round| round.blackout_ms),
+            ("detection", |round| round.detection_ms),
+            ("blackout beyond detection", |round| Some(round.blackout_ms? - round.detection_ms?)),
+            ("protected again after", |round| round.reprotected_ms),
+        ];
+        let summarize = |(name, figure): (&'static str, Figure)| {
+            let mut values: Vec<f64> = self.rounds.iter().filter_map(figure).collect();
+            let of = |percent, values: &mut Vec<f64>| percentile(values, percent);
+            Some((name, [of(0.0, &mut values)?, of(50.0, &mut values)?, of(100.0, &mut values)?]))
+        };
+        columns.into_iter().filter_map(summarize).collect()
+    }
+
+    /// This report and that of the machine that came after it, as one: counts added, delays
+    /// the worse of the two, the timeline of the later.
+    pub fn followed_by(self, next: Report) -> Report {
+        let mut rounds = self.rounds;
+        rounds.extend(next.rounds);
+        let checks = self.checks.into_iter().zip(next.checks).map(|(first, second)| match first.held {
+            true => Check { held: second.held, ..second },
+            false => first,
+        });
+        Report {
+            measures: self.measures.followed_by(next.measures),
+            rounds,
+            checks: checks.collect(),
+            seed: self.seed,
+            ..next
+        }
+    }
+
+    /// The figures with their names, for people.
+    pub fn rows(&self) -> Vec<(&'static str, String)> {
         let m = &self.measures;
         let ms = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.1} ms"));
         let us = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.0} us"));
@@ -144,134 +239,16 @@ impl Report {
             ),
         ]
     }
-
-    /// The report as one HTML page that needs nothing else.
-    pub fn html(&self, operations: &[Operation]) -> String {
-        let verdict = if self.passed() { "passed" } else { "failed" };
-        let mut page = format!(
-            "<!doctype html><html lang=en><meta charset=utf-8><title>secondwind drill: {verdict}</title>\
-             <style>{STYLE}</style><h1>secondwind drill <span class={verdict}>{verdict}</span></h1>\
-             <p>guest <b>{}</b>, fault <b>{}</b>, seed <b>{}</b></p>{}",
-            escape(&self.guest),
-            escape(&self.fault),
-            self.seed,
-            self.drawing(operations),
-        );
-        page.push_str("<h2>Checked</h2><table>");
-        for check in &self.checks {
-            let (class, word) = if check.held { ("passed", "held") } else { ("failed", "FAILED") };
-            let (what, found) = (escape(&check.what), escape(&check.found));
-            let _ = write!(page, "<tr><td>{what}<td class={class}>{word}<td>{found}");
-        }
-        page.push_str("</table><h2>Measured</h2><table>");
-        for (name, value) in self.rows() {
-            let _ = write!(page, "<tr><td>{name}<td>{}", escape(&value));
-        }
-        page.push_str("</table><h2>Timeline</h2><table>");
-        for entry in &self.timeline {
-            let (who, what) = (escape(&entry.who), escape(&entry.what));
-            let _ = write!(page, "<tr><td class=number>{:.1} ms<td>{who}<td>{what}", entry.at_ms);
-        }
-        page.push_str("</table></html>\n");
-        page
-    }
-
-    /// Each answered request as a dot (time across, delay upwards, logarithmic), with the
-    /// events of the timeline as lines.
-    fn drawing(&self, operations: &[Operation]) -> String {
-        let last_operation_ms =
-            operations.iter().map(|operation| ms_of(operation.called_ns)).fold(0.0, f64::max);
-        let end_ms = self.timeline.iter().map(|entry| entry.at_ms).fold(last_operation_ms, f64::max).max(1.0);
-        let x = |at_ms: f64| LEFT + at_ms / end_ms * (WIDTH - LEFT - 10.0);
-        let y = |latency_us: f64| {
-            let decades = (latency_us.clamp(LEAST_US, MOST_US) / LEAST_US).log10();
-            HEIGHT - 30.0 - decades / (MOST_US / LEAST_US).log10() * (HEIGHT - 150.0)
-        };
-        let mut svg = format!("<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='timeline'>");
-        for (latency_us, label) in
-            [(100.0, "0.1 ms"), (1e3, "1 ms"), (1e4, "10 ms"), (1e5, "100 ms"), (1e6, "1 s")]
-        {
-            let at = y(latency_us);
-            let _ = write!(
-                svg,
-                "<line class=grid x1={LEFT} x2={} y1={at:.1} y2={at:.1} /><text x=4 y={:.1}>{label}</text>",
-                WIDTH - 10.0,
-                at + 4.0
-            );
-        }
-        let step_ms = [100.0, 500.0, 1e3, 2e3, 5e3, 1e4, 6e4].into_iter().find(|step| end_ms / step <= 12.0);
-        let step_ms = step_ms.unwrap_or(end_ms / 10.0);
-        for tick in 0..=(end_ms / step_ms) as u32 {
-            let at_ms = f64::from(tick) * step_ms;
-            let _ = write!(
-                svg,
-                "<text x={:.1} y={:.1}>{:.1} s</text>",
-                x(at_ms) - 8.0,
-                HEIGHT - 8.0,
-                at_ms / 1e3
-            );
-        }
-        for operation in thinned(operations) {
-            if let Some(latency_ns) = operation.latency_ns() {
-                let (at, up) = (x(ms_of(operation.called_ns)), y(latency_ns as f64 / 1e3));
-                let _ = write!(svg, "<circle cx={at:.1} cy={up:.1} r=1.5 />");
-            }
-        }
-        for (row, entry) in self.timeline.iter().enumerate() {
-            let (at, text) = (x(entry.at_ms), 14.0 + 13.0 * (row % 8) as f64);
-            let class = if entry.who == "drill" { "fault" } else { "agent" };
-            let anchor = if at > WIDTH * 0.7 { "end" } else { "start" };
-            let _ = write!(
-                svg,
-                "<line class={class} x1={at:.1} x2={at:.1} y1={text} y2={} />\
-                 <text class={class} text-anchor={anchor} x={at:.1} y={text}>{} {}</text>",
-                HEIGHT - 30.0,
-                escape(&entry.who),
-                escape(&entry.what)
-            );
-        }
-        svg.push_str("</svg>");
-        svg
-    }
 }
 
-const WIDTH: f64 = 1100.0;
-const HEIGHT: f64 = 420.0;
-const LEFT: f64 = 56.0;
-/// Range of the drawing's delay axis.
-const LEAST_US: f64 = 50.0;
-const MOST_US: f64 = 5e6;
-/// More dots than this are thinned out, slow requests kept.
-const DOTS: usize = 6000;
-const STYLE: &str = "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1100px;color:#222}\
-    table{border-collapse:collapse}td{padding:.2em .9em .2em 0;border-bottom:1px solid #ddd}\
-    .number{text-align:right}.passed{color:#0a7d33}.failed{color:#c01c28}\
-    svg{width:100%;background:#fafafa;border:1px solid #ddd}svg text{font-size:11px;fill:#555}\
-    .grid{stroke:#e2e2e2}circle{fill:#1c5fc0;fill-opacity:.45}\
-    line.fault{stroke:#c01c28}line.agent{stroke:#0a7d33;stroke-dasharray:3 3}\
-    text.fault{fill:#c01c28}text.agent{fill:#0a7d33}";
+/// One of a fault's figures.
+type Figure = fn(&RoundFigures) -> Option<f64>;
 
-fn thinned(operations: &[Operation]) -> impl Iterator<Item = &Operation> {
-    let every = operations.len().div_ceil(DOTS).max(1);
-    let is_slow =
-        |operation: &Operation| operation.latency_ns().is_some_and(|latency_ns| latency_ns > 20_000_000);
-    operations
-        .iter()
-        .enumerate()
-        .filter(move |(index, operation)| index % every == 0 || is_slow(operation))
-        .map(|(_, operation)| operation)
-}
+/// Entries of the timeline that are shown on a terminal.
+const SHOWN_ENTRIES: usize = 80;
 
 fn pair(first: String, second: String) -> String {
     format!("{first} / {second}")
-}
-
-fn ms_of(ns: u64) -> f64 {
-    ns as f64 / 1e6
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&#39;")
 }
 
 /// The value below which `percent` of the samples lie; `None` without samples.
@@ -282,16 +259,18 @@ pub fn percentile(samples: &mut [f64], percent: f64) -> Option<f64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn report() -> Report {
+    /// A report with one check that failed.
+    pub fn report() -> Report {
         Report {
             guest: "ledger".into(),
             fault: "primary".into(),
             seed: 7,
             timeline: vec![TimelineEntry { at_ms: 12.0, who: "drill".into(), what: "kill <primary>".into() }],
             measures: Measures::default(),
+            rounds: vec![],
             checks: vec![Check::new("nothing lost", true, "0"), Check::new("no divergence", false, "1")],
         }
     }
@@ -305,9 +284,32 @@ mod tests {
     }
 
     #[test]
-    fn the_page_escapes_what_it_shows() {
-        let page = report().html(&[]);
-        assert!(page.contains("kill &lt;primary&gt;") && !page.contains("<primary>"));
+    fn a_failure_of_one_machine_is_not_lost_in_the_sum() {
+        let failed = report();
+        let mut passed = report();
+        passed.checks[1].held = true;
+        assert!(!failed.clone().followed_by(passed.clone()).passed());
+        assert!(!passed.clone().followed_by(failed).passed());
+        assert!(passed.clone().followed_by(passed).passed());
+    }
+
+    #[test]
+    fn many_faults_are_summed_up() {
+        let mut report = report();
+        let round = |blackout_ms: f64| RoundFigures {
+            at_ms: 0.0,
+            survivor: "b".into(),
+            term: 2,
+            blackout_ms: Some(blackout_ms),
+            detection_ms: Some(100.0),
+            reprotected_ms: None,
+        };
+        report.rounds = vec![round(120.0), round(150.0), round(130.0)];
+        let summary = report.summary();
+        assert_eq!(summary[0], ("blackout", [120.0, 130.0, 150.0]));
+        assert_eq!(summary[2].1, [20.0, 30.0, 50.0]);
+        assert_eq!(summary.len(), 3, "nothing was protected again");
+        assert!(report.text().contains("3 faults"));
     }
 
     #[test]
