@@ -3,20 +3,25 @@
 //! Execution is a function of (initial state, log of events). No I/O, no clock, no thread:
 //! a driver decides how far to run, injects events, and carries outputs away.
 
+mod board;
 pub mod boot;
 pub mod bus;
-pub mod clock;
+mod clock;
 mod config;
 mod contract;
 pub mod device;
 pub mod disk;
-pub mod fdt;
+mod fdt;
 pub mod hart;
-pub mod map;
+mod machine;
+mod map;
 pub mod output;
 pub mod ram;
-pub mod sbi;
+mod run;
+mod sbi;
 pub mod softfloat;
+mod state;
 
 pub use config::*;
 pub use contract::*;
+pub use machine::RiscvMachine;

@@ -1,0 +1,315 @@
+//! The whole machine, behind the contract.
+
+use bytes::Bytes;
+use log_format::{
+    CheckpointHead, CheckpointPart, Control, Digest, Event, LoggedOutput, MachineIdentity, Moment,
+    SEMANTICS_VERSION,
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::board::{Board, Devices};
+use crate::boot::BootPlan;
+use crate::clock::Clock;
+use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
+use crate::contract::{Exit, Machine, RestoreError};
+use crate::device::virtio::HostFault;
+use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
+use crate::hart::{Hart, HartOptions, HartState};
+use crate::output::Outputs;
+use crate::ram::{PAGE_BYTES, Ram};
+use crate::sbi::HartStatus;
+use crate::state::{self, CoreState, MachineState, Power, Shape, Turn};
+
+/// A RISC-V machine, compatible with QEMU's `virt` board where a guest can see it.
+///
+/// ```text
+///            run                    power off, tohost
+///  booting -------> on <-> idle ------------------------> halted
+///     ^              |
+///     +--------------+  reset
+/// ```
+///
+/// The images are loaded when the machine first executes, so events injected before that
+/// (seeds, wall-clock time) take part in the boot: `rng-seed` of the device tree is taken
+/// from the seeds injected by then.
+pub struct RiscvMachine {
+    pub(crate) config: MachineConfig,
+    pub(crate) identity: MachineIdentity,
+    pub(crate) kind: BootKind,
+    pub(crate) plan: BootPlan,
+    pub(crate) board: Board,
+    pub(crate) harts: Vec<Hart>,
+    pub(crate) core: CoreState,
+}
+
+impl RiscvMachine {
+    /// A machine at power-on.
+    ///
+    /// # Errors
+    /// When there can be no such machine, or the images do not fit it.
+    pub fn new(
+        config: MachineConfig,
+        images: &BootImages,
+        disks: Vec<Box<dyn BlockStore>>,
+    ) -> Result<RiscvMachine, ConfigError> {
+        config.validate()?;
+        if config.disks.len() != disks.len() {
+            return Err(ConfigError::DiskCount { configured: config.disks.len(), given: disks.len() });
+        }
+        let plan = BootPlan::new(images, config.memory_bytes)?;
+        let disks = disks.into_iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
+        let identity = MachineIdentity {
+            semantics: SEMANTICS_VERSION,
+            config: config.hash(),
+            boot_images: images.hash(),
+            disks: disks.iter().map(Disk::identity).collect(),
+        };
+        let kind = images.kind;
+        let harts = (0..config.harts).map(|hart| new_hart(hart, kind, &plan)).collect();
+        let core = CoreState {
+            icount: 0,
+            power: Power::Booting,
+            turn: Turn { hart: 0, left: 0 },
+            statuses: vec![HartStatus::Stopped; config.harts],
+        };
+        let mut board = Board::new(&config, disks);
+        board.tohost = plan.tohost;
+        Ok(RiscvMachine { config, identity, kind, plan, board, harts, core })
+    }
+
+    /// What the host failed at, after [`Exit::HostFault`].
+    pub fn host_fault(&self) -> Option<&str> {
+        self.board.host_fault.as_ref().map(|fault| fault.message.as_str())
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Guest memory, to look at.
+    pub fn ram(&self) -> &Ram {
+        &self.board.ram
+    }
+
+    fn encoded_state(&self) -> Vec<u8> {
+        let harts: Vec<HartState> = self.harts.iter().map(Hart::state).collect();
+        let Board { clock, outputs, devices, .. } = &self.board;
+        state::encode(&self.core, &harts, clock, outputs.state(), devices)
+    }
+
+    fn digest_with(&mut self, state: &[u8]) -> Digest {
+        let mut hasher = Xxh3::new();
+        hasher.update(state);
+        hasher.update(&self.board.ram.digest().to_le_bytes());
+        for index in 0..self.board.disks.len() {
+            let digest = self.board.disks[index].digest();
+            let digest = self.or_fault(index, digest).unwrap_or(0);
+            hasher.update(&digest.to_le_bytes());
+        }
+        Digest(hasher.digest128().to_le_bytes())
+    }
+
+    /// The value, or a fault of the host, at which the machine stops.
+    fn or_fault<T>(&mut self, disk: usize, result: std::io::Result<T>) -> Option<T> {
+        result
+            .inspect_err(|error| {
+                let fault = HostFault { disk: disk as u8, message: error.to_string() };
+                self.board.host_fault.get_or_insert(fault);
+            })
+            .ok()
+    }
+
+    fn apply(&mut self, state: MachineState) {
+        self.core = state.core;
+        let restored = self.harts.iter_mut().zip(state.harts);
+        restored.for_each(|(hart, state)| hart.set_state(state));
+        self.board.restore(state.clock, state.output, state.devices, self.core.icount);
+    }
+}
+
+fn new_hart(hart: usize, kind: BootKind, plan: &BootPlan) -> Hart {
+    let page = PAGE_BYTES as u64;
+    let options = HartOptions {
+        sbi_builtin: kind == BootKind::Supervisor,
+        watched_page: plan.tohost.map(|places| places.tohost / page * page),
+        ..HartOptions::default()
+    };
+    Hart::new(hart, options)
+}
+
+fn open_disk((disk, store): (usize, Box<dyn BlockStore>)) -> Result<Disk, ConfigError> {
+    let sectors = store.len_sectors();
+    if sectors == 0 || !sectors.is_multiple_of((BLOCK_BYTES / crate::disk::SECTOR_BYTES) as u64) {
+        return Err(ConfigError::DiskSize { disk, sectors });
+    }
+    Disk::new(store).map_err(|error| ConfigError::DiskOpen { disk, message: error.to_string() })
+}
+
+impl Machine for RiscvMachine {
+    fn identity(&self) -> MachineIdentity {
+        self.identity.clone()
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { icount: self.core.icount, time_ns: self.board.clock.now_ns(self.core.icount) }
+    }
+
+    fn run(&mut self, icount: u64) -> Exit {
+        self.execute(icount)
+    }
+
+    fn advance_idle(&mut self, time_ns: u64) -> u64 {
+        let now_ns = self.moment().time_ns;
+        if time_ns <= now_ns || !self.is_idle() {
+            return now_ns;
+        }
+        let reached_ns = self.wake_ns().map_or(time_ns, |wake_ns| wake_ns.min(time_ns)).max(now_ns);
+        self.board.clock.advance(reached_ns - now_ns);
+        self.board.settle(self.core.icount);
+        reached_ns
+    }
+
+    fn inject(&mut self, event: &Event) {
+        let now_ns = self.moment().time_ns;
+        let board = &mut self.board;
+        match event {
+            Event::NetworkIn { port, frame } => board.receive_frame(*port, frame),
+            Event::ConsoleIn(bytes) => board.receive_console(bytes),
+            Event::ClockAdvance { delta_ns } => board.clock.advance(*delta_ns),
+            Event::Entropy(seed) => board.devices.pool.seed(seed),
+            Event::WallClock { unix_ns } => board.devices.rtc.set_wall_clock(*unix_ns, now_ns),
+            Event::Control(Control::Announce) => board.announce(),
+            Event::Control(Control::PowerButton) => {}
+            Event::Control(Control::Reset) => self.reset(),
+        }
+        self.board.settle(self.core.icount);
+    }
+
+    fn take_outputs(&mut self) -> Vec<LoggedOutput> {
+        self.board.outputs.take()
+    }
+
+    fn digest(&mut self) -> Digest {
+        let state = self.encoded_state();
+        self.digest_with(&state)
+    }
+
+    fn begin_checkpoint(&mut self) -> CheckpointHead {
+        let state = self.encoded_state();
+        let head = CheckpointHead {
+            identity: self.identity.clone(),
+            moment: self.moment(),
+            outputs_before: self.board.outputs.made(),
+            ram_bytes: self.board.ram.len_bytes(),
+            digest: self.digest_with(&state),
+            state,
+        };
+        self.board.ram.begin_checkpoint();
+        self.board.disks.iter_mut().for_each(Disk::begin_checkpoint);
+        head
+    }
+
+    fn take_checkpoint_pages(&mut self, limit: usize) -> CheckpointPart {
+        let pages = self.board.ram.take_pages(limit);
+        let mut blocks = Vec::new();
+        for index in 0..self.board.disks.len() {
+            let wanted = limit.saturating_sub(pages.len() + blocks.len());
+            let taken = self.board.disks[index].take_blocks(index as u8, wanted);
+            blocks.extend(self.or_fault(index, taken).unwrap_or_default());
+        }
+        CheckpointPart { pages, blocks }
+    }
+
+    fn checkpoint_held_bytes(&self) -> u64 {
+        let disks: u64 = self.board.disks.iter().map(Disk::held_bytes).sum();
+        self.board.ram.held_bytes() + disks
+    }
+
+    fn cancel_checkpoint(&mut self) {
+        self.board.ram.cancel_checkpoint();
+        self.board.disks.iter_mut().for_each(Disk::cancel_checkpoint);
+    }
+
+    fn restore_begin(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
+        check_identity(&head.identity, &self.identity)?;
+        if head.ram_bytes != self.config.memory_bytes {
+            let (found, expected) = (head.ram_bytes.to_string(), self.config.memory_bytes.to_string());
+            return Err(RestoreError::Foreign { what: "memory size", found, expected });
+        }
+        let shape = Shape {
+            harts: self.config.harts,
+            slice_instructions: self.config.slice_instructions,
+            clock: &Clock::new(self.config.instruction_ps),
+            devices: &Devices::new(&self.config, &self.board.disks),
+        };
+        let state = MachineState::decode(&head.state, &shape).map_err(RestoreError::Malformed)?;
+        for index in 0..self.board.disks.len() {
+            let reverted = self.board.disks[index].revert();
+            self.or_fault(index, reverted);
+        }
+        self.board.ram = Ram::new(self.config.memory_bytes / PAGE_BYTES as u64);
+        self.apply(state);
+        Ok(())
+    }
+
+    fn restore_part(&mut self, part: &CheckpointPart) -> Result<(), RestoreError> {
+        let limit = self.board.ram.pages();
+        for page in &part.pages {
+            let wrong = |_| RestoreError::OutOfRange { what: "page", index: page.index, limit };
+            self.board.ram.put_page(page).map_err(wrong)?;
+        }
+        for block in &part.blocks {
+            self.restore_block(usize::from(block.disk), block.index, &block.data)?;
+        }
+        Ok(())
+    }
+}
+
+impl RiscvMachine {
+    fn restore_block(&mut self, disk: usize, index: u64, data: &Bytes) -> Result<(), RestoreError> {
+        let Some(store) = self.board.disks.get_mut(disk) else {
+            let limit = self.config.disks.len() as u64;
+            return Err(RestoreError::OutOfRange { what: "blocks of disk", index: disk as u64, limit });
+        };
+        let limit = store.len_blocks();
+        if index >= limit || data.len() != BLOCK_BYTES {
+            return Err(RestoreError::OutOfRange { what: "disk block", index, limit });
+        }
+        let written = store.write(index * (BLOCK_BYTES / crate::disk::SECTOR_BYTES) as u64, data);
+        self.or_fault(disk, written);
+        Ok(())
+    }
+}
+
+/// Compares field by field, so that the error says what differs.
+fn check_identity(found: &MachineIdentity, expected: &MachineIdentity) -> Result<(), RestoreError> {
+    let hex = |hash: &[u8; 32]| hash[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let disks = |identity: &MachineIdentity| {
+        let disk = |(bytes, hash): &(u64, [u8; 32])| format!("{bytes} bytes {}", hex(hash));
+        identity.disks.iter().map(disk).collect::<Vec<_>>().join(", ")
+    };
+    let parts = [
+        ("semantics version", found.semantics.to_string(), expected.semantics.to_string()),
+        ("configuration", hex(&found.config), hex(&expected.config)),
+        ("set of boot images", hex(&found.boot_images), hex(&expected.boot_images)),
+        ("set of disks", disks(found), disks(expected)),
+    ];
+    match parts.into_iter().find(|(_, found, expected)| found != expected) {
+        Some((what, found, expected)) => Err(RestoreError::Foreign { what, found, expected }),
+        None => Ok(()),
+    }
+}
+
+impl Board {
+    /// Takes over a restored state; memory and disks follow.
+    fn restore(&mut self, clock: Clock, output: crate::output::OutputState, devices: Devices, icount: u64) {
+        self.clock = clock;
+        self.outputs = Outputs::from_state(output);
+        self.devices = devices;
+        self.host_fault = None;
+        self.request = None;
+        self.yielded = false;
+        self.settle(icount);
+    }
+}
