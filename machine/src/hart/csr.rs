@@ -175,6 +175,7 @@ impl Csrs {
             medeleg: EXCEPTIONS_FIRMWARE,
             mideleg: MIP_SUPERVISOR,
             mcounteren: COUNTERS,
+            scounteren: COUNTERS,
             menvcfg: MENVCFG_WRITABLE & !ENVCFG_FIOM,
             pmp: Pmp::open(),
             ..Csrs::reset()
