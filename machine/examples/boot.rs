@@ -1,7 +1,7 @@
 //! Boots a kernel or a bare program and prints its console: a measuring aid.
 //!
 //! `boot KERNEL [--initrd FILE] [--append WORDS] [--memory MIB] [--harts N] [--bare]
-//! [--net] [--for SECONDS]`
+//! [--firmware FILE] [--net] [--for SECONDS]`
 
 use std::io::Write;
 use std::time::Instant;
@@ -13,12 +13,14 @@ use machine::{BootImages, Exit, Machine, MachineConfig, NetConfig, RiscvMachine}
 #[expect(clippy::disallowed_methods, reason = "it measures real time, the machine knows none")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = MachineConfig::default();
-    let (mut kernel, mut initrd, mut bare, mut limit_s) = (None, None, false, f64::INFINITY);
+    let (mut kernel, mut firmware, mut initrd) = (None, None, None);
+    let (mut bare, mut limit_s) = (false, f64::INFINITY);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
             "--initrd" => initrd = Some(Bytes::from(std::fs::read(value()?)?)),
+            "--firmware" => firmware = Some(Bytes::from(std::fs::read(value()?)?)),
             "--append" => config.bootargs = value()?,
             "--memory" => config.memory_bytes = value()?.parse::<u64>()? << 20,
             "--harts" => config.harts = value()?.parse()?,
@@ -29,7 +31,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let kernel = kernel.ok_or("which kernel?")?;
-    let images = if bare { BootImages::bare(kernel) } else { BootImages::supervisor(kernel, initrd) };
+    let images = match firmware {
+        _ if bare => BootImages::bare(kernel),
+        Some(firmware) => BootImages::firmware(firmware, kernel, initrd),
+        None => BootImages::supervisor(kernel, initrd),
+    };
     let mut machine = RiscvMachine::new(config, &images, Vec::new())?;
     machine.inject(&Event::Entropy(Bytes::from_static(b"the same in each run")));
     let started = Instant::now();
@@ -58,12 +64,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     };
     let (moment, seconds) = (machine.moment(), started.elapsed().as_secs_f64());
+    let before = Instant::now();
     let digest = machine.digest();
+    let (digest_took, before) = (before.elapsed(), Instant::now());
+    let head = machine.begin_checkpoint();
+    let (checkpoint_took, before) = (before.elapsed(), Instant::now());
+    machine.digest();
+    let digest_again_took = before.elapsed();
     eprintln!(
         "{} instructions, {:.3} guest s, {seconds:.3} s, {:.0} MIPS, {exits} exits, digest {digest}",
         moment.icount,
         moment.time_ns as f64 / 1e9,
         moment.icount as f64 / seconds / 1e6,
+    );
+    eprintln!(
+        "digest {digest_took:?}, again {digest_again_took:?}; begin_checkpoint {checkpoint_took:?}, {} bytes",
+        head.state.len()
     );
     std::process::exit(i32::try_from(code).unwrap_or(1));
 }

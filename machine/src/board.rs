@@ -8,6 +8,7 @@ use crate::bus::{AccessFault, Bus};
 use crate::clock::{Clock, ticks_to_ns};
 use crate::config::{MachineConfig, VIRTIO_SLOTS};
 use crate::device::aclint::{self, Aclint};
+use crate::device::gpio::{self, Gpio};
 use crate::device::plic::{self, Plic};
 use crate::device::rtc::{self, Rtc};
 use crate::device::syscon::{self, Request};
@@ -61,6 +62,7 @@ pub struct Devices {
     pub plic: Plic,
     pub uart: Uart,
     pub rtc: Rtc,
+    pub gpio: Gpio,
     pub pool: EntropyPool,
     pub slots: Vec<Slot>,
 }
@@ -78,6 +80,7 @@ impl Devices {
             plic: Plic::new(config.harts),
             uart: Uart::default(),
             rtc: Rtc::new(config.rtc_start_unix_ns),
+            gpio: Gpio::default(),
             pool: EntropyPool::default(),
             slots: nets.chain(blocks).chain(entropy).map(Slot::new).collect(),
         }
@@ -88,6 +91,7 @@ impl Devices {
         self.aclint = Aclint::default();
         self.plic = Plic::new(harts);
         self.uart.reset();
+        self.gpio = Gpio::default();
         self.slots.iter_mut().for_each(Slot::reset);
     }
 }
@@ -126,8 +130,10 @@ impl Board {
         if self.deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now.time_ns) {
             self.outputs.settle(now);
             self.devices.rtc.settle(now.time_ns);
+            self.devices.gpio.settle(now.time_ns);
             (0..self.devices.slots.len()).for_each(|slot| self.with_slot(slot, Slot::settle));
             self.devices.plic.set_level(map::RTC_INTERRUPT, self.devices.rtc.line());
+            self.devices.plic.set_level(map::GPIO_INTERRUPT, self.devices.gpio.line());
             self.deadline_ns = self.earliest_deadline_ns();
         }
     }
@@ -180,6 +186,12 @@ impl Board {
         bytes.len() as u64
     }
 
+    /// Presses the power button.
+    pub fn press_power_button(&mut self) {
+        self.devices.gpio.press(self.now().time_ns);
+        self.devices.plic.set_level(map::GPIO_INTERRUPT, self.devices.gpio.line());
+    }
+
     /// Asks the guest to announce itself on all its networks.
     pub fn announce(&mut self) {
         (0..self.devices.slots.len()).for_each(|slot| self.with_slot(slot, |slot, _| slot.announce()));
@@ -207,7 +219,7 @@ impl Board {
     fn earliest_deadline_ns(&self) -> Option<u64> {
         let slots = self.devices.slots.iter().filter_map(Slot::deadline_ns);
         let rtc = self.devices.rtc.deadline_ns(self.now().time_ns);
-        slots.chain(self.outputs.deadline_ns()).chain(rtc).min()
+        slots.chain(self.outputs.deadline_ns()).chain(rtc).chain(self.devices.gpio.deadline_ns()).min()
     }
 
     /// After an access that may have changed more than a register.
@@ -292,6 +304,7 @@ impl Board {
 enum Target {
     Syscon(u64),
     Rtc(u64),
+    Gpio(u64),
     Aclint(u64),
     Plic(u64),
     Uart(u64),
@@ -310,6 +323,8 @@ fn decode(address: u64) -> Result<Target, AccessFault> {
         Ok(Target::Aclint(offset))
     } else if let Some(offset) = within(map::RTC, rtc::LEN_BYTES) {
         Ok(Target::Rtc(offset))
+    } else if let Some(offset) = within(map::GPIO, gpio::LEN_BYTES) {
+        Ok(Target::Gpio(offset))
     } else if let Some(offset) = within(map::SYSCON, syscon::LEN_BYTES) {
         Ok(Target::Syscon(offset))
     } else {
@@ -338,6 +353,7 @@ impl Bus for Board {
             Target::Plic(offset) => self.devices.plic.read(offset, size),
             Target::Aclint(offset) => self.devices.aclint.read(offset, size, self.clock.ticks(icount)),
             Target::Rtc(offset) => self.devices.rtc.read(offset, size, self.clock.now_ns(icount)),
+            Target::Gpio(offset) => self.devices.gpio.read(offset, size),
             Target::Syscon(_) => 0,
         };
         Ok(value)
@@ -378,6 +394,10 @@ impl Bus for Board {
                 self.devices.rtc.write(offset, size, value, self.now().time_ns);
                 self.devices.plic.set_level(map::RTC_INTERRUPT, self.devices.rtc.line());
                 self.accessed();
+            }
+            Target::Gpio(offset) => {
+                self.devices.gpio.write(offset, size, value);
+                self.devices.plic.set_level(map::GPIO_INTERRUPT, self.devices.gpio.line());
             }
             Target::Syscon(offset) => {
                 self.request = self.request.or(syscon::request(offset, size, value));

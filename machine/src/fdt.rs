@@ -3,7 +3,7 @@
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 use crate::config::MachineConfig;
-use crate::device::{aclint, plic, rtc, syscon, uart, virtio};
+use crate::device::{aclint, gpio, plic, rtc, syscon, uart, virtio};
 use crate::map;
 use crate::ram::RAM_BASE;
 
@@ -21,6 +21,7 @@ const UART_HZ: u32 = 3_686_400;
 
 const PHANDLE_PLIC: u32 = 1;
 const PHANDLE_TEST: u32 = 2;
+const PHANDLE_GPIO: u32 = 3;
 const PHANDLE_FIRST_HART: u32 = 16;
 
 const SUPERVISOR_EXTERNAL: u32 = 9;
@@ -65,6 +66,7 @@ fn write(
     soc(&mut fdt, config.harts, slots)?;
     power(&mut fdt, "poweroff", "syscon-poweroff", syscon::POWER_OFF)?;
     power(&mut fdt, "reboot", "syscon-reboot", syscon::RESET)?;
+    power_button(&mut fdt)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -153,6 +155,15 @@ fn soc(fdt: &mut FdtWriter, harts: usize, slots: usize) -> FdtWriterResult<()> {
     fdt.property_u32("clock-frequency", UART_HZ)?;
     fdt.end_node(serial)?;
 
+    let gpio = device(fdt, "gpio", &["sifive,gpio0"], map::GPIO, gpio::LEN_BYTES, Some(map::GPIO_INTERRUPT))?;
+    fdt.property_phandle(PHANDLE_GPIO)?;
+    fdt.property_null("gpio-controller")?;
+    fdt.property_u32("#gpio-cells", 2)?;
+    fdt.property_null("interrupt-controller")?;
+    fdt.property_u32("#interrupt-cells", 2)?;
+    fdt.property_u32("ngpios", 1)?;
+    fdt.end_node(gpio)?;
+
     for slot in 0..slots as u64 {
         let address = map::VIRTIO + slot * virtio::mmio::LEN_BYTES;
         let interrupt = Some(map::VIRTIO_INTERRUPT + slot as u32);
@@ -195,6 +206,19 @@ fn power(fdt: &mut FdtWriter, name: &str, compatible: &str, value: u32) -> FdtWr
     fdt.property_u32("offset", 0)?;
     fdt.property_u32("value", value)?;
     fdt.end_node(node)
+}
+
+fn power_button(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+    const KEY_POWER: u32 = 116;
+    let keys = fdt.begin_node("gpio-keys")?;
+    fdt.property_string("compatible", "gpio-keys")?;
+    let key = fdt.begin_node("power")?;
+    fdt.property_string("label", "power")?;
+    fdt.property_u32("linux,code", KEY_POWER)?;
+    // The block, its pin, active high.
+    fdt.property_array_u32("gpios", &[PHANDLE_GPIO, 0, 0])?;
+    fdt.end_node(key)?;
+    fdt.end_node(keys)
 }
 
 #[cfg(test)]

@@ -180,7 +180,7 @@ impl Machine for RiscvMachine {
             Event::Entropy(seed) => board.devices.pool.seed(seed),
             Event::WallClock { unix_ns } => board.devices.rtc.set_wall_clock(*unix_ns, now_ns),
             Event::Control(Control::Announce) => board.announce(),
-            Event::Control(Control::PowerButton) => {}
+            Event::Control(Control::PowerButton) => board.press_power_button(),
             Event::Control(Control::Reset) => self.reset(),
         }
         self.board.settle(self.core.icount);

@@ -14,9 +14,14 @@ pub const UART: u64 = 0x1000_0000;
 /// The first virtio slot; the others follow.
 pub const VIRTIO: u64 = 0x1000_1000;
 
+/// The GPIO block with the power button; QEMU's board has nothing there.
+pub const GPIO: u64 = 0x1006_0000;
+
 /// Interrupt of the first virtio slot; the others follow.
 pub const VIRTIO_INTERRUPT: u32 = 1;
 /// Interrupt of the serial port.
 pub const UART_INTERRUPT: u32 = 10;
 /// Interrupt of the real-time clock.
 pub const RTC_INTERRUPT: u32 = 11;
+/// Interrupt of the power button.
+pub const GPIO_INTERRUPT: u32 = 12;

@@ -348,7 +348,7 @@ impl Ram {
 
     /// Puts a page of a restored checkpoint (or of a boot image) into place.
     pub fn put_page(&mut self, page: &Page) -> Result<(), OutsideRam> {
-        let address = RAM_BASE + page.index.saturating_mul(PAGE_BYTES as u64);
+        let address = RAM_BASE.saturating_add(page.index.saturating_mul(PAGE_BYTES as u64));
         match &page.data {
             Some(data) if data.len() != PAGE_BYTES => Err(OutsideRam),
             Some(data) => self.write(address, data),

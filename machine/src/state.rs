@@ -95,6 +95,7 @@ parts! {
     crate::device::plic::Plic => "plic", 1;
     crate::device::uart::Uart => "uart-16550a", 1;
     crate::device::rtc::Rtc => "goldfish-rtc", 1;
+    crate::device::gpio::Gpio => "sifive-gpio", 1;
     crate::device::virtio::entropy::EntropyPool => "entropy-pool", 1;
     Vec<crate::device::virtio::mmio::Slot> => "virtio-mmio", 1;
 }
@@ -116,6 +117,7 @@ pub fn encode(
         payload(&devices.plic),
         payload(&devices.uart),
         payload(&devices.rtc),
+        payload(&devices.gpio),
         payload(&devices.pool),
         payload(&devices.slots),
     ];
@@ -156,6 +158,7 @@ impl MachineState {
                 plic: part(payloads)?,
                 uart: part(payloads)?,
                 rtc: part(payloads)?,
+                gpio: part(payloads)?,
                 pool: part(payloads)?,
                 slots: part(payloads)?,
             },

@@ -2,6 +2,7 @@
 //! argument, interrupts go out as levels.
 
 pub mod aclint;
+pub mod gpio;
 pub mod plic;
 pub mod rtc;
 pub mod syscon;

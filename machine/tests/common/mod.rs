@@ -101,12 +101,13 @@ fn inject(machine: &mut RiscvMachine, recording: &mut Recording, event: Event) {
 }
 
 fn accident(dice: &mut Dice) -> Event {
-    match dice.roll(6) {
+    match dice.roll(7) {
         0 => Event::ConsoleIn(Bytes::from(vec![b'x'; dice.roll(40) as usize])),
         1 => Event::ClockAdvance { delta_ns: dice.roll(3_000_000) },
         2 => Event::Entropy(Bytes::from(vec![7; dice.roll(40) as usize])),
         3 => Event::WallClock { unix_ns: dice.roll(u64::MAX) },
         4 => Event::Control(Control::Announce),
+        5 => Event::Control(Control::PowerButton),
         _ => {
             Event::NetworkIn { port: dice.roll(2) as u8, frame: vec![0xff; dice.roll(2000) as usize].into() }
         }
