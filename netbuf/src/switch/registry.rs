@@ -114,7 +114,8 @@ impl Registry {
             Vec::new()
         };
         self.counters.repeated += repeat.len() as u64;
-        self.counters.lost += datagram.sequence.saturating_sub(remote.next_sequence);
+        let gap = datagram.sequence.saturating_sub(remote.next_sequence);
+        self.counters.lost = self.counters.lost.saturating_add(gap);
         remote.next_sequence = remote.next_sequence.max(datagram.sequence.saturating_add(1));
         remote.term = datagram.term;
         remote.heard_ns = now_ns;
@@ -223,3 +224,7 @@ impl Retained {
         self.frames.front().map_or(0, |(sent_ns, _)| now_ns.saturating_sub(*sent_ns))
     }
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;
