@@ -17,13 +17,21 @@ pub(crate) struct UserNetwork {
     guest: SwitchSender,
     forwards: Vec<Forward>,
     gateway: Mutex<Option<Gateway>>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl UserNetwork {
+    /// Must be called inside a tokio runtime.
     pub(crate) fn new(forwards: Vec<Forward>) -> (UserNetwork, mpsc::Receiver<Bytes>) {
         let switch = Switch::new();
         let (guest, incoming) = switch.attach().split();
-        let network = UserNetwork { switch, guest, forwards, gateway: Mutex::new(None) };
+        let network = UserNetwork {
+            switch,
+            guest,
+            forwards,
+            gateway: Mutex::new(None),
+            runtime: tokio::runtime::Handle::current(),
+        };
         (network, incoming)
     }
 
@@ -31,8 +39,9 @@ impl UserNetwork {
         self.guest.send(frame);
     }
 
-    /// Must be called inside a tokio runtime.
     pub(crate) fn set_live(&self, live: bool) -> Result<(), PortError> {
+        // The machine's own thread may be the caller.
+        let _inside = self.runtime.enter();
         let mut gateway = self.gateway.lock().unwrap_or_else(PoisonError::into_inner);
         match (live, gateway.is_some()) {
             (true, false) => *gateway = Some(Gateway::start(&self.switch, &self.forwards)?),

@@ -132,6 +132,17 @@ async fn a_guest_that_does_not_read_stops_the_client_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn any_thread_may_set_a_user_network_live() {
+    let spec: NetSpec = "user,forward=127.0.0.1:0:7".parse().unwrap();
+    let (sender, _incoming) = port::open(&spec, port_id("thread"), 1).await.unwrap().split();
+    let addresses = std::thread::spawn(move || {
+        sender.set_live(true).unwrap();
+        sender.forward_addresses()
+    });
+    assert_eq!(addresses.join().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_one_clear_line() {
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = taken.local_addr().unwrap();
