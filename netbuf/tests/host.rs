@@ -68,7 +68,7 @@ async fn bad_cable(mut left: SwitchPort, mut right: SwitchPort, mut seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bytes_arrive_whole_over_a_bad_cable() {
-    for seed in 0..4 {
+    for seed in 0..8 {
         let (near, far) = (Switch::new(), Switch::new());
         let cable = tokio::spawn(bad_cable(near.attach(), far.attach(), seed));
         let server = server(&far);

@@ -36,15 +36,21 @@ pub(crate) struct Stack {
     next_local_port: u16,
     /// Streams and listeners that are gone, whose connections are not.
     abandoned: Vec<Abandoned>,
-    /// When data or anything else last arrived for each local port in use.
-    arrivals: HashMap<u16, Instant>,
+    /// The connections of streams, by this end's port and the other end.
+    connections: HashMap<(u16, SocketAddrV4), Connection>,
     /// Until when the host's task sleeps.
     armed: Option<Instant>,
 }
 
+/// What is remembered of a connection beside its socket.
+struct Connection {
+    handle: SocketHandle,
+    last_arrival: Option<Instant>,
+    last_acknowledgement: Option<u32>,
+}
+
 struct Abandoned {
     handle: SocketHandle,
-    local_port: Option<u16>,
     since: Instant,
     /// Its time was up, and the other end is told.
     was_reset: bool,
@@ -87,7 +93,7 @@ impl Stack {
         let clock = Clock::new(config.min_retransmission);
         let mut device = Wire {
             sender,
-            incoming: VecDeque::new(),
+            incoming: None,
             segments: Segments { kept: VecDeque::new(), limit: config.kept_segments },
         };
         let hardware = HardwareAddress::Ethernet(EthernetAddress(config.mac.0));
@@ -109,7 +115,7 @@ impl Stack {
             sockets: SocketSet::new(Vec::new()),
             device,
             abandoned: Vec::new(),
-            arrivals: HashMap::new(),
+            connections: HashMap::new(),
             armed: None,
         }
     }
@@ -133,8 +139,9 @@ impl Stack {
         socket
             .connect(self.interface.context(), remote_endpoint, local_port)
             .map_err(|_| io::ErrorKind::AddrNotAvailable)?;
-        let local = SocketAddrV4::new(self.config.address, local_port);
-        Ok((self.sockets.add(socket), local))
+        let handle = self.sockets.add(socket);
+        self.connected(handle, local_port, remote);
+        Ok((handle, SocketAddrV4::new(self.config.address, local_port)))
     }
 
     /// A socket that listens on `port`.
@@ -175,20 +182,49 @@ impl Stack {
         None
     }
 
+    /// Remembers a connection that a stream is about to hold.
+    pub(crate) fn connected(&mut self, handle: SocketHandle, local_port: u16, remote: SocketAddrV4) {
+        let connection = Connection { handle, last_arrival: None, last_acknowledgement: None };
+        self.connections.insert((local_port, remote), connection);
+    }
+
     /// Takes frames from the wire, then answers, retransmits and wakes what has to.
     pub(crate) fn take_in(&mut self, frames: Vec<Bytes>, now: Instant) {
-        for frame in &frames {
-            if let Some(segment) = Segment::read(frame, Direction::In, now) {
-                if *segment.destination.ip() == self.config.address {
-                    self.arrivals.insert(segment.destination.port(), now);
-                }
-                self.device.segments.keep(segment);
-            }
-        }
-        self.device.incoming.extend(frames);
         let time = self.clock.stack_time(now);
+        for frame in frames {
+            if let Some(segment) = Segment::read(&frame, Direction::In, now) {
+                self.device.segments.keep(segment);
+                if self.is_harmful(&segment) {
+                    continue;
+                }
+            }
+            // One at a time: what a segment means depends on those before it.
+            self.device.incoming = Some(frame);
+            self.interface.poll_ingress_single(time, &mut self.device, &mut self.sockets);
+        }
         self.interface.poll(time, &mut self.device, &mut self.sockets);
         self.sweep(now);
+    }
+
+    /// Notes that a segment arrived. Returns whether it must be kept from smoltcp 0.14.
+    ///
+    /// There, the third duplicate acknowledgement while nothing but our FIN is unacknowledged
+    /// turns the retransmission timer off, for good: a FIN that was lost is never sent again.
+    /// Such a duplicate says nothing, as the timer will send the FIN again anyway.
+    fn is_harmful(&mut self, segment: &Segment) -> bool {
+        let ends = (segment.destination.port(), segment.source);
+        let Some(connection) = self.connections.get_mut(&ends) else {
+            return false;
+        };
+        connection.last_arrival = Some(segment.at);
+        let before = connection.last_acknowledgement.replace(segment.acknowledgement);
+        let says_nothing = before == Some(segment.acknowledgement)
+            && segment.payload_bytes == 0
+            && !(segment.syn || segment.fin || segment.rst);
+        let socket = self.sockets.get::<tcp::Socket>(connection.handle);
+        let fin_only = socket.send_queue() == 0
+            && matches!(socket.state(), tcp::State::FinWait1 | tcp::State::Closing | tcp::State::LastAck);
+        says_nothing && fin_only
     }
 
     /// Sends what the sockets have to send. Returns whether the task must be woken, as it
@@ -219,9 +255,9 @@ impl Stack {
         [stack, sweep].into_iter().flatten().min()
     }
 
-    /// When something last arrived for a connection of this local port.
-    pub(crate) fn last_arrival(&self, local_port: u16) -> Option<Instant> {
-        self.arrivals.get(&local_port).copied()
+    /// When something last arrived for a connection.
+    pub(crate) fn last_arrival(&self, local_port: u16, remote: SocketAddrV4) -> Option<Instant> {
+        self.connections.get(&(local_port, remote))?.last_arrival
     }
 
     pub(crate) fn take_segments(&mut self) -> Vec<Segment> {
@@ -237,13 +273,12 @@ impl Stack {
         } else {
             socket.close();
         }
-        let local_port = socket.local_endpoint().map(|endpoint| endpoint.port);
-        self.abandoned.push(Abandoned { handle, local_port, since: Instant::now(), was_reset: false });
+        self.abandoned.push(Abandoned { handle, since: Instant::now(), was_reset: false });
     }
 
     /// Frees the abandoned sockets whose connections ended.
     fn sweep(&mut self, now: Instant) {
-        let Stack { sockets, arrivals, abandoned, .. } = self;
+        let Stack { sockets, connections, abandoned, .. } = self;
         abandoned.retain_mut(|abandoned| {
             let socket = sockets.get_mut::<tcp::Socket>(abandoned.handle);
             // While it has a local end, a reset is still to be sent.
@@ -255,9 +290,7 @@ impl Stack {
             }
             if ended {
                 sockets.remove(abandoned.handle);
-                if let Some(port) = abandoned.local_port {
-                    arrivals.remove(&port);
-                }
+                connections.retain(|_, connection| connection.handle != abandoned.handle);
             }
             !ended
         });
@@ -273,7 +306,7 @@ fn tcp_sockets<'a>(sockets: &'a SocketSet<'static>) -> impl Iterator<Item = &'a 
 /// The stack's network device: the port of a switch.
 struct Wire {
     sender: SwitchSender,
-    incoming: VecDeque<Bytes>,
+    incoming: Option<Bytes>,
     segments: Segments,
 }
 
@@ -299,7 +332,7 @@ impl Device for Wire {
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, _: StackInstant) -> Option<(Received, Sending<'_>)> {
-        let frame = self.incoming.pop_front()?;
+        let frame = self.incoming.take()?;
         Some((Received(frame), Sending(self)))
     }
 

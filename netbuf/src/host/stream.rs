@@ -52,7 +52,7 @@ impl HostStream {
 
     /// When the last segment of this connection arrived, data or not.
     pub fn last_arrival(&self) -> Option<Instant> {
-        self.shared.stack().last_arrival(self.local.port())
+        self.shared.stack().last_arrival(self.local.port(), self.remote)
     }
 
     /// Whether the connection stands: established, or half-closed with data to come.
@@ -177,19 +177,18 @@ impl HostListener {
             // Connected, or gone again: either way its place in the backlog is free.
             let ends = socket.local_endpoint().zip(socket.remote_endpoint());
             self.waiting[index] = stack.listen(self.port)?;
-            drop(stack);
             let Some((local, remote)) = ends else {
+                drop(stack);
                 self.shared.abandon(&[handle]);
                 return self.poll_accept(context);
             };
             let smoltcp::wire::IpAddress::Ipv4(local_address) = local.addr;
             let smoltcp::wire::IpAddress::Ipv4(remote_address) = remote.addr;
-            return Poll::Ready(Ok(HostStream::new(
-                Arc::clone(&self.shared),
-                handle,
-                SocketAddrV4::new(local_address, local.port),
-                SocketAddrV4::new(remote_address, remote.port),
-            )));
+            let local = SocketAddrV4::new(local_address, local.port);
+            let remote = SocketAddrV4::new(remote_address, remote.port);
+            stack.connected(handle, local.port(), remote);
+            let shared = Arc::clone(&self.shared);
+            return Poll::Ready(Ok(HostStream::new(shared, handle, local, remote)));
         }
         Poll::Pending
     }
