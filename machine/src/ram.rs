@@ -29,9 +29,11 @@ const TABLE: u8 = 1 << 3;
 const CHUNK_SHIFT: usize = 6;
 /// Writes to code that a hart may lag behind before it has to drop all it decoded.
 const CODE_JOURNAL_ENTRIES: usize = 256;
+/// Changes of page tables that a hart may lag behind before it has to drop all it derived.
+const TABLE_JOURNAL_ENTRIES: usize = 64;
 /// Changed page-table entries after which all TABLE flags are given up: pages that no
 /// longer are page tables stop costing anything.
-const TABLE_SWEEP_INTERVAL: u64 = 64;
+const TABLE_SWEEP_INTERVAL: u64 = 4096;
 /// Bit 0 of a page-table entry: valid.
 const ENTRY_VALID: u64 = 1;
 
@@ -54,7 +56,9 @@ pub struct Ram {
     code_generation: u64,
     /// For pages with CODE: which chunks were decoded.
     code_chunks: BTreeMap<u64, u64>,
-    /// Changes of page-table entries that a TLB may stand on.
+    /// The latest changes of page-table entries that a TLB may stand on.
+    changed_tables: VecDeque<TableChange>,
+    /// How many were ever pushed to `changed_tables`.
     table_generation: u64,
     /// Pages with TABLE.
     tables: Vec<u64>,
@@ -66,6 +70,15 @@ pub struct Ram {
     checkpoint_cursor: Option<u64>,
     /// Old contents of pages of the checkpoint that were written to before they were taken.
     held: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
+}
+
+/// A change of a page table that a TLB may stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableChange {
+    /// Of the entry at this offset into RAM.
+    Entry(u64),
+    /// Of anything: all that was derived from any page table must go.
+    All,
 }
 
 /// A guest-physical range does not lie in RAM.
@@ -85,6 +98,7 @@ impl Ram {
             written_code: VecDeque::new(),
             code_generation: 0,
             code_chunks: BTreeMap::new(),
+            changed_tables: VecDeque::new(),
             table_generation: 0,
             tables: Vec::new(),
             hashes: vec![0; pages].into_boxed_slice(),
@@ -167,10 +181,10 @@ impl Ram {
         if flags & CODE != 0 {
             self.note_written_code(page);
         }
-        if flags & TABLE != 0 {
-            self.note_written_table();
-        }
         self.flags[page as usize] = HASH_STALE;
+        if flags & TABLE != 0 {
+            self.note_changed_table(TableChange::All);
+        }
     }
 
     /// Whether a store to `page` must go through [`Ram::write_watched`].
@@ -200,22 +214,22 @@ impl Ram {
             self.note_written_code(page);
         }
         self.flags[page as usize] = flags | HASH_STALE;
-        if flags & TABLE != 0 && self.changes_valid_entry(range.start, from) {
-            self.note_written_table();
+        if flags & TABLE != 0 && self.bytes[range.clone()] != *from {
+            self.note_changed_entries(range.start, from.len());
         }
         self.bytes[range].copy_from_slice(from);
         Ok(())
     }
 
-    /// Whether bytes `from` at `start` change a page-table entry that is valid now. Nothing
-    /// is cached of an entry that is not.
-    fn changes_valid_entry(&self, start: usize, from: &[u8]) -> bool {
-        if self.bytes[start..start + from.len()] == *from {
-            return false;
+    /// Notes that `len` bytes at `start` change. Of page-table entries that were not valid
+    /// nothing is cached.
+    fn note_changed_entries(&mut self, start: usize, len: usize) {
+        let last = (start + len - 1) & !7;
+        for entry in (start & !7..=last).step_by(8) {
+            if u64::from(self.bytes[entry]) & ENTRY_VALID != 0 {
+                self.note_changed_table(TableChange::Entry(entry as u64));
+            }
         }
-        let first = start & !7;
-        let last = (start + from.len() - 1) & !7;
-        (first..=last).step_by(8).any(|entry| u64::from(self.bytes[entry]) & ENTRY_VALID != 0)
     }
 
     fn note_written_code(&mut self, page: u64) {
@@ -227,13 +241,18 @@ impl Ram {
         self.code_generation += 1;
     }
 
-    fn note_written_table(&mut self) {
+    fn note_changed_table(&mut self, change: TableChange) {
         self.table_generation += 1;
-        if self.table_generation.is_multiple_of(TABLE_SWEEP_INTERVAL) {
+        let sweeps = self.table_generation.is_multiple_of(TABLE_SWEEP_INTERVAL);
+        if sweeps || change == TableChange::All {
             for page in std::mem::take(&mut self.tables) {
                 self.flags[page as usize] &= !TABLE;
             }
         }
+        if self.changed_tables.len() == TABLE_JOURNAL_ENTRIES {
+            self.changed_tables.pop_front();
+        }
+        self.changed_tables.push_back(if sweeps { TableChange::All } else { change });
     }
 
     /// Notes that `len` bytes of code at `offset` in `page` were decoded: writes to them are
@@ -273,6 +292,13 @@ impl Ram {
     #[inline]
     pub fn table_generation(&self) -> u64 {
         self.table_generation
+    }
+
+    /// Changes of page tables since `generation`, or `None` if that is too long ago to tell.
+    pub fn changed_tables_since(&self, generation: u64) -> Option<impl Iterator<Item = TableChange>> {
+        let missed = usize::try_from(self.table_generation - generation).ok()?;
+        let known = self.changed_tables.len().checked_sub(missed)?;
+        Some(self.changed_tables.iter().skip(known).copied())
     }
 
     /// Sets the accessed and dirty bits in the page-table entry at `address`, as the page

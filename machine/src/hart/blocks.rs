@@ -350,7 +350,7 @@ fn decode_at(instruction: u32, offset: usize, len: usize) -> Decoded {
 
 /// Hashes page numbers and addresses: a multiplication spreads them well enough.
 #[derive(Default)]
-struct NumberHasher(u64);
+pub(super) struct NumberHasher(u64);
 
 impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {

@@ -24,6 +24,10 @@ macro_rules! loads {
         #[inline(never)]
         fn $slow(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
             let address = hart.rs1(op).wrapping_add(op.imm as u64);
+            if let Some(value) = hart.tlb.read_misaligned::<$type>(address) {
+                hart.set_rd(op, value as u64);
+                return go_on(hart, op, slack, bus);
+            }
             let icount = hart.icount_of(op, slack);
             match hart.load(bus, icount, address, size_of::<$type>()) {
                 Ok(value) => hart.set_rd(op, value as $type as u64),
@@ -62,6 +66,9 @@ macro_rules! stores {
         fn $slow(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
             let address = hart.rs1(op).wrapping_add(op.imm as u64);
             let value = hart.rs2(op);
+            if hart.tlb.write_misaligned(address, value as $type) {
+                return go_on(hart, op, slack, bus);
+            }
             hart.store_then_go_on(op, slack, bus, address, value, size_of::<$type>())
         }
     )* };

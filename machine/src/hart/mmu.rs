@@ -10,7 +10,7 @@ use super::csr::{MENVCFG_ADUE, Privilege, STATUS_MXR, STATUS_SUM};
 use super::tlb::Regime;
 use super::trap::{Cause, Trap};
 use crate::bus::Bus;
-use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
+use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram, TableChange};
 
 /// What memory is accessed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +55,52 @@ const PTE_NUMBER: u64 = (1 << 44) - 1;
 const SATP_MODE_SHIFT: u32 = 60;
 const SATP_MODE_SV39: u64 = 8;
 const LEVELS: u32 = 3;
+/// Binary logarithm of the bytes that a table of pages maps.
+const LEAF_TABLE_SHIFT: u32 = PAGE_SHIFT + INDEX_BITS;
 const INDEX_BITS: u32 = 9;
 /// Significant bits of an Sv39 address.
 const ADDRESS_BITS: u32 = 39;
 /// Physical addresses have 56 bits.
 const PHYSICAL_LIMIT: u64 = 1 << 56;
 const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
+
+/// What a page-table page was used for since translations were last dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TableUse {
+    /// Maps pages from guest-virtual `first` on, and nothing else.
+    Pages { first: u64 },
+    /// More than can be told.
+    Many,
+}
+
+/// Guest-virtual pages that code was fetched from: a Bloom filter with one hash.
+pub(super) struct PageFilter([u64; 64]);
+
+impl PageFilter {
+    pub fn new() -> PageFilter {
+        PageFilter([0; 64])
+    }
+
+    pub fn insert(&mut self, address: u64) {
+        let (word, bit) = PageFilter::place(address);
+        self.0[word] |= bit;
+    }
+
+    pub fn may_contain(&self, address: u64) -> bool {
+        let (word, bit) = PageFilter::place(address);
+        self.0[word] & bit != 0
+    }
+
+    pub fn clear(&mut self) {
+        self.0.fill(0);
+    }
+
+    fn place(address: u64) -> (usize, u64) {
+        let page = address >> PAGE_SHIFT;
+        let hash = (page ^ page >> 12) % 4096;
+        (hash as usize / 64, 1 << (hash % 64))
+    }
+}
 
 /// Whether `satp` may hold this value: Bare or Sv39.
 pub(super) fn is_satp_supported(satp: u64) -> bool {
@@ -112,7 +152,7 @@ impl Hart {
             if entry & PTE_VALID == 0 || entry & PTE_RESERVED != 0 {
                 return Err(access.page_fault(address));
             }
-            ram.mark_table((entry_address - RAM_BASE) >> PAGE_SHIFT);
+            self.note_table(ram, (entry_address - RAM_BASE) >> PAGE_SHIFT, address, level);
             let target = (entry >> PTE_NUMBER_SHIFT & PTE_NUMBER) << PAGE_SHIFT;
             if entry & (PTE_READ | PTE_WRITE | PTE_EXECUTE) == 0 {
                 if entry & (PTE_USER | PTE_ACCESSED | PTE_DIRTY) != 0 {
@@ -129,6 +169,36 @@ impl Hart {
             return Ok(target | address & offset);
         }
         Err(access.page_fault(address))
+    }
+
+    /// Notes that a walk for `address` read a table of `level`.
+    fn note_table(&mut self, ram: &mut Ram, page: u64, address: u64, level: u32) {
+        ram.mark_table(page);
+        let maps = match level {
+            0 => TableUse::Pages { first: address >> LEAF_TABLE_SHIFT << LEAF_TABLE_SHIFT },
+            _ => TableUse::Many,
+        };
+        let noted = self.tables.entry(page).or_insert(maps);
+        if *noted != maps {
+            *noted = TableUse::Many;
+        }
+    }
+
+    /// Drops what was derived from a page-table entry that changed.
+    pub(super) fn follow_table_change(&mut self, change: TableChange) {
+        let TableChange::Entry(offset) = change else { return self.drop_translations() };
+        match self.tables.get(&(offset >> PAGE_SHIFT)) {
+            // Marked for another hart, or before what this hart had was dropped.
+            None => {}
+            Some(TableUse::Many) => self.drop_translations(),
+            Some(TableUse::Pages { first }) => {
+                let address = first + ((offset & PAGE_OFFSET) / 8 << PAGE_SHIFT);
+                self.tlb.flush_page(address);
+                if self.fetched_pages.may_contain(address) {
+                    self.renew_contexts();
+                }
+            }
+        }
     }
 
     /// Whether a leaf entry permits the access.

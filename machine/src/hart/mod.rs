@@ -43,10 +43,13 @@ pub use csr::{Csrs, MIP_SEIP, MIP_SSIP, MIP_STIP, Privilege};
 pub use pmp::Pmp;
 pub use state::HartState;
 
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
 use crate::bus::Bus;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
-use blocks::{Block, Blocks, Source};
-use mmu::Access;
+use blocks::{Block, Blocks, NumberHasher, Source};
+use mmu::{Access, PageFilter, TableUse};
 use op::{BURST, MAX_BLOCK, OpRef};
 use tlb::Tlb;
 use trap::Trap;
@@ -147,7 +150,11 @@ pub struct Hart {
     tlb: Tlb,
     blocks: Blocks,
     fetched: Box<[FetchEntry; FETCH_ENTRIES]>,
+    /// Every page that a fetch context in use was translated for.
+    fetched_pages: PageFilter,
     contexts: Contexts,
+    /// By RAM page: the page tables that the TLB and the fetch contexts stand on.
+    tables: HashMap<u64, TableUse, BuildHasherDefault<NumberHasher>>,
     seen: Seen,
 
     /// The icount at which the fuel of the present burst is used up.
@@ -189,6 +196,8 @@ impl Hart {
             tlb: Tlb::new(),
             blocks: Blocks::new(options.code_cache_bytes),
             fetched: Box::new([FetchEntry::default(); FETCH_ENTRIES]),
+            fetched_pages: PageFilter::new(),
+            tables: HashMap::default(),
             contexts: Contexts { last: 3, user: 1, supervisor: 2, machine: 3 },
             seen: Seen::default(),
             burst_end_icount: 0,
@@ -382,7 +391,7 @@ impl Hart {
         if std::mem::take(&mut self.attention) {
             self.sync(bus);
         }
-        self.drop_stale_rights(bus.ram());
+        self.fetched_pages.insert(address);
         if self.csrs.pmp.is_uniform(physical & PAGE_MASK) {
             self.fetched[place] = FetchEntry { context: self.context, page, physical: physical & PAGE_MASK };
         }
@@ -417,8 +426,11 @@ impl Hart {
             self.renew_contexts();
         }
         if self.seen.table_generation != ram.table_generation() {
+            match ram.changed_tables_since(self.seen.table_generation) {
+                Some(changes) => changes.for_each(|change| self.follow_table_change(change)),
+                None => self.drop_translations(),
+            }
             self.seen.table_generation = ram.table_generation();
-            self.drop_translations();
             self.attention = false;
         }
         self.drop_stale_rights(ram);
@@ -432,19 +444,21 @@ impl Hart {
             table_generation: ram.table_generation(),
         };
         self.blocks.clear();
-        self.tlb.flush();
-        self.renew_contexts();
+        self.drop_translations();
+        self.attention = false;
     }
 
     /// Drops all that depends on page tables, PMP or the rules of access.
     fn drop_translations(&mut self) {
         self.tlb.flush();
+        self.tables.clear();
         self.renew_contexts();
         self.attention = true;
     }
 
     /// Gives up all fetch contexts.
     fn renew_contexts(&mut self) {
+        self.fetched_pages.clear();
         if self.contexts.last > u32::MAX - 3 {
             self.contexts.last = 0;
             self.blocks.clear();

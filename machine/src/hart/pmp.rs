@@ -18,6 +18,8 @@ const MODE_OFF: u8 = 0;
 const MODE_TOR: u8 = 1;
 const MODE_NA4: u8 = 2;
 const LOCKED: u8 = 1 << 7;
+/// NAPOT with all rights.
+const OPEN: u8 = READ | WRITE | EXECUTE | MODE_MASK << MODE_SHIFT;
 /// Bits 5 and 6 are hardwired to zero.
 const CONFIG_MASK: u8 = READ | WRITE | EXECUTE | MODE_MASK << MODE_SHIFT | LOCKED;
 /// `pmpaddr` holds bits 55 to 2 of an address.
@@ -34,9 +36,15 @@ impl Pmp {
     /// One entry that lets S- and U-mode access everything, as firmware leaves it.
     pub fn open() -> Pmp {
         let mut pmp = Pmp::default();
-        pmp.config[0] = READ | WRITE | EXECUTE | MODE_MASK << MODE_SHIFT;
+        pmp.config[0] = OPEN;
         pmp.address[0] = ADDRESS_MASK;
         pmp
+    }
+
+    /// Whether the first entry allows everything to everyone, as it does in nearly every machine.
+    #[inline]
+    fn is_open(&self) -> bool {
+        self.address[0] == ADDRESS_MASK && self.config[0] == OPEN
     }
 
     /// Eight configurations from `first` on, as `pmpcfg` has them.
@@ -71,6 +79,9 @@ impl Pmp {
     /// Whether an access may be made. The lowest entry that matches any byte decides, and must
     /// match all.
     pub(super) fn allows(&self, start: u64, len: u64, access: Access, mode: Privilege) -> bool {
+        if self.is_open() {
+            return true;
+        }
         let end = start + len;
         for entry in 0..PMP_ENTRIES {
             let Some((low, high)) = self.range(entry) else { continue };
@@ -93,6 +104,9 @@ impl Pmp {
 
     /// Whether one answer holds for the whole page at `page`.
     pub(super) fn is_uniform(&self, page: u64) -> bool {
+        if self.is_open() {
+            return true;
+        }
         let end = page + PAGE_BYTES as u64;
         for entry in 0..PMP_ENTRIES {
             let Some((low, high)) = self.range(entry) else { continue };

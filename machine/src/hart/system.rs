@@ -136,6 +136,12 @@ pub(super) fn cbo_zero(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus
     }
     let address = hart.rs1(op);
     let block = address & !(CACHE_BLOCK_BYTES - 1);
+    let words = (0..CACHE_BLOCK_BYTES).step_by(8);
+    if hart.tlb.write(block, 0u64) {
+        // The block lies in one page, so all of it can be written.
+        words.for_each(|offset| _ = hart.tlb.write(block + offset, 0u64));
+        return go_on(hart, op, slack, bus);
+    }
     let size = CACHE_BLOCK_BYTES as usize;
     let physical = match hart.translate(bus, block, size, Access::Store) {
         Ok(physical) => physical,
@@ -144,7 +150,7 @@ pub(super) fn cbo_zero(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus
     if bus.ram().slice(physical, size).is_err() {
         return hart.leave_with_trap(op, slack, Trap::new(Cause::StoreAccessFault, address));
     }
-    for offset in (0..CACHE_BLOCK_BYTES).step_by(8) {
+    for offset in words {
         hart.write_ram(bus, block + offset, physical + offset, 0, 8);
     }
     if hart.attention {

@@ -111,6 +111,32 @@ impl Tlb {
         Some(unsafe { host.read_unaligned() })
     }
 
+    /// As [`Tlb::read`], aligned or not, within a page.
+    pub fn read_misaligned<T: Scalar>(&self, address: u64) -> Option<T> {
+        // SAFETY: `read` points to ENTRIES entries, and the index is below that.
+        let entry = unsafe { &*self.read.add(index(address)) };
+        if !hits_misaligned::<T>(entry, address) {
+            return None;
+        }
+        let host = ptr::with_exposed_provenance::<T>(entry.addend.wrapping_add(address) as usize);
+        // SAFETY: an entry stands for a whole page of live RAM (`fill`), and the access was tested
+        // to lie within it.
+        Some(unsafe { host.read_unaligned() })
+    }
+
+    /// As [`Tlb::write`], aligned or not, within a page.
+    pub fn write_misaligned<T: Scalar>(&mut self, address: u64, value: T) -> bool {
+        // SAFETY: `write` points to ENTRIES entries, and the index is below that.
+        let entry = unsafe { &*self.write.add(index(address)) };
+        if !hits_misaligned::<T>(entry, address) {
+            return false;
+        }
+        let host = ptr::with_exposed_provenance_mut::<T>(entry.addend.wrapping_add(address) as usize);
+        // SAFETY: as in `read_misaligned`.
+        unsafe { host.write_unaligned(value) };
+        true
+    }
+
     /// Writes at a guest-virtual address if that is aligned and the right to write to its
     /// page is here. Returns whether it did.
     #[inline(always)]
@@ -166,6 +192,16 @@ impl Tlb {
         }
     }
 
+    /// Drops the page of guest-virtual `address` under every regime.
+    pub fn flush_page(&mut self, address: u64) {
+        let page = address & !PAGE_OFFSET;
+        for place in (index(address)..self.entries.len()).step_by(ENTRIES) {
+            if self.entries[place].tag == page {
+                self.entries[place] = EMPTY;
+            }
+        }
+    }
+
     /// Drops every right to write.
     pub fn flush_writes(&mut self) {
         let is_write = |place: usize| place / ENTRIES % 2 == 1;
@@ -198,4 +234,9 @@ fn index(address: u64) -> usize {
 #[inline(always)]
 fn hits<T>(entry: &Entry, address: u64) -> bool {
     address & (!PAGE_OFFSET | (size_of::<T>() as u64 - 1)) == entry.tag
+}
+
+fn hits_misaligned<T>(entry: &Entry, address: u64) -> bool {
+    let last_offset = (PAGE_BYTES - size_of::<T>()) as u64;
+    address & !PAGE_OFFSET == entry.tag && address & PAGE_OFFSET <= last_offset
 }
