@@ -192,7 +192,7 @@ impl Hart {
             None => {}
             Some(TableUse::Many) => self.drop_translations(),
             Some(TableUse::Pages { first }) => {
-                let address = first + ((offset & PAGE_OFFSET) / 8 << PAGE_SHIFT);
+                let address = first + (((offset & PAGE_OFFSET) / 8) << PAGE_SHIFT);
                 self.tlb.flush_page(address);
                 if self.fetched_pages.may_contain(address) {
                     self.renew_contexts();
