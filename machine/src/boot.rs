@@ -305,6 +305,11 @@ impl Program {
     }
 }
 
+/// Whether these bytes are a bare-metal program: an ELF file with a `tohost` symbol.
+pub fn is_bare(kernel: &[u8]) -> bool {
+    ElfBytes::<LittleEndian>::minimal_parse(kernel).is_ok_and(|file| find_tohost(&file).is_some())
+}
+
 fn find_tohost(file: &ElfBytes<'_, LittleEndian>) -> Option<ToHost> {
     let (symbols, names) = file.symbol_table().ok()??;
     let address = |name: &str| {

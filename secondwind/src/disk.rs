@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use machine::BlockStore;
+use machine::disk::BlockStore;
 
 const SECTOR_BYTES: u64 = 512;
 const BLOCK_BYTES: u64 = 4096;
@@ -142,11 +142,10 @@ impl BlockStore for OverlayDisk {
 
 fn open_image(path: &Path, writable: bool) -> Result<(File, u64, [u8; 32])> {
     let shown = path.display();
-    let image = OpenOptions::new()
-        .read(true)
-        .write(writable)
-        .open(path)
-        .with_context(|| format!("cannot open the disk image {shown}; check --disk and its permissions"))?;
+    let image =
+        OpenOptions::new().read(true).write(writable).open(path).with_context(|| {
+            format!("cannot open the disk image {shown}; check --disk and its permissions")
+        })?;
     let len_bytes = image.metadata()?.len();
     if len_bytes == 0 || len_bytes % BLOCK_BYTES != 0 {
         bail!(

@@ -4,10 +4,18 @@
 //! divergence was found, 4 fenced: another machine took over. `run`, `record` and `replay`
 //! give the guest's own exit status where it has one.
 
+mod console;
 mod control;
+mod disk;
 mod drill;
+mod keygen;
+mod live;
+mod log;
 mod options;
+mod replay;
 mod status;
+mod switch;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -33,19 +41,51 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Drill(drill::DrillArgs),
+    Run(live::RunArgs),
+    Record(live::RecordArgs),
+    Replay(replay::ReplayArgs),
+    Log(log::LogArgs),
+    Switch(switch::SwitchArgs),
+    Keygen(keygen::KeygenArgs),
     Status(status::StatusArgs),
     Takeover(status::TakeoverArgs),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    trace_to_stderr(cli.verbose);
     let result = match cli.command {
         Command::Drill(args) => drill::drill(args),
+        Command::Run(args) => live::run(args),
+        Command::Record(args) => live::record(args),
+        Command::Replay(args) => replay::replay(args),
+        Command::Log(args) => log::log(args),
+        Command::Switch(args) => switch::switch(args).map(|()| ExitCode::SUCCESS),
+        Command::Keygen(args) => keygen::keygen(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::status(args).map(|()| ExitCode::SUCCESS),
         Command::Takeover(args) => status::takeover(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("secondwind: {error:#}");
+        eprintln!("secondwind: {}", one_line(&error));
         ExitCode::FAILURE
     })
+}
+
+/// The error with its causes, which must not repeat each other, on one line.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            let separator = if line.is_empty() { "" } else { ": " };
+            line = format!("{line}{separator}{}", cause.replace('\n', " "));
+        }
+    }
+    line
+}
+
+fn trace_to_stderr(verbose: u8) {
+    use tracing_subscriber::EnvFilter;
+    let default = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

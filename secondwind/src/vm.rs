@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use machine::{BlockStore, BootImages, BootKind, DiskConfig, MachineConfig, NetConfig, RiscvMachine};
+use machine::disk::BlockStore;
+use machine::{BootImages, BootKind, DiskConfig, MachineConfig, NetConfig, RiscvMachine};
 use netbuf::{Forward, NetKind, NetSpec};
 use serde::{Deserialize, Serialize};
 
@@ -79,12 +80,11 @@ impl Vm {
                 DiskMode::Overlay => Box::new(OverlayDisk::open(path)?),
             });
         }
-        Ok(RiscvMachine::new(self.config.clone(), self.images.clone(), stores)?)
+        Ok(RiscvMachine::new(self.config.clone(), &self.images, stores)?)
     }
 
-    /// Keeps the boot images in the recording `folder`, and gives the bytes that
-    /// [`Vm::from_recording`] needs.
-    pub fn save(&self, folder: &Path) -> Result<Bytes> {
+    /// Keeps the boot images in the recording `folder`.
+    pub fn save_images(&self, folder: &Path) -> Result<()> {
         let boot = folder.join(BOOT_FOLDER);
         std::fs::create_dir_all(&boot)
             .with_context(|| format!("cannot make {}; choose another folder", boot.display()))?;
@@ -99,6 +99,11 @@ impl Vm {
                     .with_context(|| format!("cannot write to {}; free some space", boot.display()))?;
             }
         }
+        Ok(())
+    }
+
+    /// The bytes that [`Vm::from_recording`] needs beside the images.
+    pub fn recipe(&self) -> Result<Bytes> {
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let recipe = Recipe {
             config: self.config.clone(),
@@ -110,7 +115,7 @@ impl Vm {
         Ok(serde_json::to_vec(&recipe)?.into())
     }
 
-    /// The machine of a recording, from its folder and the bytes that [`Vm::save`] gave.
+    /// The machine of a recording, from its folder and the bytes that [`Vm::recipe`] gave.
     pub fn from_recording(folder: &Path, recipe: &[u8]) -> Result<Vm> {
         let recipe: Recipe = serde_json::from_slice(recipe).with_context(|| {
             format!("{} was recorded by another version; replay it with that one", folder.display())
@@ -138,7 +143,7 @@ fn boot_images(options: &VmOptions) -> Result<(BootImages, String, &'static str)
         let kernel = read_image(kernel)?;
         let images = match firmware {
             Some(firmware) => BootImages::firmware(firmware, kernel, initrd),
-            None if machine::is_bare_elf(&kernel) => BootImages::bare(kernel),
+            None if machine::boot::is_bare(&kernel) => BootImages::bare(kernel),
             None => BootImages::supervisor(kernel, initrd),
         };
         let bootargs = if options.append.is_some() { "" } else { "console=ttyS0" };
@@ -154,7 +159,8 @@ fn boot_images(options: &VmOptions) -> Result<(BootImages, String, &'static str)
         "debian" => {
             let folder = debian_folder();
             let read = |name: &str| {
-                read_image(&folder.join(name)).context("the Debian guest is not there; make it with guest/debian/build")
+                read_image(&folder.join(name))
+                    .context("the Debian guest is not there; make it with guest/debian/build")
             };
             let initrd = match initrd {
                 Some(initrd) => initrd,
@@ -202,7 +208,9 @@ fn net_specs(options: &VmOptions) -> Result<Vec<NetSpec>> {
             _ => None,
         });
         let Some(user) = user else {
-            bail!("--forward needs a user port; add --net user, or forward ports at the switch (secondwind switch --forward)")
+            bail!(
+                "--forward needs a user port; add --net user, or forward ports at the switch (secondwind switch --forward)"
+            )
         };
         user.extend(forwards);
     }
@@ -212,9 +220,24 @@ fn net_specs(options: &VmOptions) -> Result<Vec<NetSpec>> {
 /// The address given, or one of the locally administered ones, fixed by the machine's name.
 fn mac_of(spec: &NetSpec, name: &str, port: usize) -> [u8; 6] {
     if let Some(mac) = spec.mac {
-        return mac.octets();
+        return mac.0;
     }
     let hash = blake3::hash(format!("{name}/{port}").as_bytes());
     let [a, b, c, ..] = *hash.as_bytes();
     [0x52, 0x54, 0x00, a, b, c]
+}
+
+/// A seed for the guest's entropy device, from the host's.
+pub fn entropy_seed() -> Result<Bytes> {
+    let mut seed = [0; 32];
+    let mut source = std::fs::File::open("/dev/urandom").context("cannot open /dev/urandom")?;
+    std::io::Read::read_exact(&mut source, &mut seed).context("cannot read /dev/urandom")?;
+    Ok(Bytes::copy_from_slice(&seed))
+}
+
+/// The host's wall-clock time in nanoseconds since 1970.
+pub fn unix_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos().min(u128::from(u64::MAX)) as u64)
 }

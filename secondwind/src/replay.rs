@@ -1,0 +1,209 @@
+//! `secondwind replay`: executes a recording again and compares every digest and output.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use backup::{Counted, Progress, Replayer};
+use log_format::{LoggedOutput, Output, SealedBatch};
+use machine::{Machine, RiscvMachine};
+use serde_json::json;
+use store::LogReader;
+
+use crate::vm::{DiskMode, Vm};
+
+/// Executes a recording again and compares every digest and every output.
+///
+/// No device does any I/O, nothing is waited for, and time that the guest spent idle costs
+/// nothing. Exit status 3 where the replay differs from the recording.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  secondwind replay /tmp/rec                 the whole recording
+  secondwind replay /tmp/rec --console       with what the guest printed, and its guest times
+  secondwind replay /tmp/rec --to 50000000   up to an instruction, and print the digest there")]
+pub struct ReplayArgs {
+    /// Folder of the recording
+    dir: PathBuf,
+    /// Stop at this instruction and print the state's digest
+    #[arg(long, value_name = "ICOUNT")]
+    to: Option<u64>,
+    /// Print what the guest printed, with guest times
+    #[arg(long)]
+    console: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Instructions replayed between two looks at the log.
+const STEP_INSTRUCTIONS: u64 = 20_000_000;
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Exit status where the replay differs.
+const DIVERGED: u8 = 3;
+
+/// Runs `secondwind replay`.
+pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
+    let mut reader = LogReader::open(&args.dir)?;
+    let vm = Vm::from_recording(&args.dir, &reader.header().boot)?;
+    let machine = vm.build(DiskMode::Overlay)?;
+    check_identity(&machine, &reader)?;
+    let mut replayer = Replayer::new(machine, 0, Counted::default());
+    if let Some(icount) = args.to {
+        replayer.stop_at(icount);
+    }
+    let mut shown = Shown::new(&args);
+    let started = Instant::now();
+    let mut damage = None;
+    let mut batches = std::iter::from_fn(|| reader.next());
+    let progress = loop {
+        let batch = match batches.next() {
+            Some(Ok(batch)) => Some(batch),
+            Some(Err(error)) => {
+                damage = Some(error);
+                None
+            }
+            None => None,
+        };
+        match follow(&mut replayer, batch.as_ref(), &mut shown) {
+            Ok(progress) if batch.is_none() || reached(&args, &progress) => break progress,
+            Ok(_) => {}
+            Err(divergence) => {
+                shown.end();
+                eprintln!("secondwind: {divergence}");
+                return Ok(ExitCode::from(DIVERGED));
+            }
+        }
+    };
+    shown.end();
+    let code = replayer.probe_halt().filter(|_| args.to.is_none());
+    finish(&args, &mut replayer, progress, started.elapsed(), code)?;
+    match damage {
+        Some(error) => Err(error).context("the recording was replayed up to its damage"),
+        None => Ok(code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code.min(255) as u8))),
+    }
+}
+
+fn check_identity(machine: &RiscvMachine, reader: &LogReader) -> Result<()> {
+    let (found, recorded) = (machine.identity(), &reader.header().identity);
+    if found.semantics != recorded.semantics {
+        bail!(
+            "recorded with machine semantics {}, this version has {}; replay it with the version that recorded it",
+            recorded.semantics,
+            found.semantics
+        );
+    }
+    if found.disks != recorded.disks {
+        bail!("a disk image is not what it was when this was recorded; restore it, then replay");
+    }
+    if &found != recorded {
+        bail!(
+            "the boot images or the configuration in this folder were changed; replay needs them as recorded"
+        );
+    }
+    Ok(())
+}
+
+/// Replays `batch`, or what is left where there is none.
+fn follow(
+    replayer: &mut Replayer<RiscvMachine>,
+    batch: Option<&SealedBatch>,
+    shown: &mut Shown,
+) -> Result<Progress, Box<backup::Divergence>> {
+    if let Some(batch) = batch {
+        replayer.push_batch(batch.batch());
+    }
+    loop {
+        let progress = replayer.step(STEP_INSTRUCTIONS)?;
+        shown.outputs(replayer.take_outputs());
+        shown.progress(&progress);
+        if progress.caught_up {
+            return Ok(progress);
+        }
+    }
+}
+
+fn reached(args: &ReplayArgs, progress: &Progress) -> bool {
+    args.to.is_some_and(|icount| progress.moment.icount >= icount)
+}
+
+fn finish(
+    args: &ReplayArgs,
+    replayer: &mut Replayer<RiscvMachine>,
+    progress: Progress,
+    elapsed: Duration,
+    code: Option<u32>,
+) -> Result<()> {
+    let digest = replayer.machine_mut().digest();
+    let (icount, seconds) = (progress.moment.icount, elapsed.as_secs_f64());
+    let guest_seconds = progress.moment.time_ns as f64 / 1e9;
+    let mips = icount as f64 / 1e6 / seconds.max(1e-9);
+    if args.json {
+        let result = json!({
+            "instructions": icount, "guest_seconds": guest_seconds, "seconds": seconds, "mips": mips,
+            "batches": progress.sequence, "digests_verified": progress.digests_verified,
+            "outputs_verified": progress.outputs_verified, "digest": digest.to_string(), "guest_exit": code,
+        });
+        println!("{}", serde_json::to_string_pretty(&result)?);
+        return Ok(());
+    }
+    eprintln!(
+        "replayed {icount} instructions, {guest_seconds:.3} s of guest time, in {seconds:.3} s ({mips:.0} MIPS): \
+         {} digests and {} outputs equal",
+        progress.digests_verified, progress.outputs_verified
+    );
+    println!("digest {digest} at icount {icount}");
+    Ok(())
+}
+
+/// What is shown on the way.
+struct Shown {
+    console: bool,
+    at_line_start: bool,
+    /// Whether progress goes to a terminal.
+    live: bool,
+    last: Instant,
+}
+
+impl Shown {
+    fn new(args: &ReplayArgs) -> Shown {
+        let live = std::io::stderr().is_terminal() && !args.console;
+        Shown { console: args.console, at_line_start: true, live, last: Instant::now() }
+    }
+
+    fn outputs(&mut self, outputs: Vec<LoggedOutput>) {
+        if !self.console {
+            return;
+        }
+        let mut out = std::io::stdout().lock();
+        for logged in outputs {
+            let Output::Console(bytes) = logged.output else { continue };
+            for byte in bytes {
+                if self.at_line_start {
+                    let _ = write!(out, "[{:>12.6}] ", logged.at.time_ns as f64 / 1e9);
+                }
+                self.at_line_start = byte == b'\n';
+                let _ = out.write_all(&[byte]);
+            }
+        }
+    }
+
+    fn progress(&mut self, progress: &Progress) {
+        if self.live && self.last.elapsed() >= PROGRESS_INTERVAL {
+            self.last = Instant::now();
+            let (icount, at) = (progress.moment.icount, progress.moment.time_ns as f64 / 1e9);
+            eprint!("\r\x1b[Kreplayed {icount} instructions, {at:.1} s of guest time");
+        }
+    }
+
+    fn end(&mut self) {
+        if self.live {
+            eprint!("\r\x1b[K");
+        }
+        if !self.at_line_start {
+            println!();
+        }
+    }
+}
