@@ -2,10 +2,12 @@
 //!
 //! A target turns bytes into something and checks what must hold of whatever comes out; it
 //! says nothing about how the fuzzer finds its bytes. The checks of the decoders are those of
-//! `log-format`'s and `store`'s own tests, so that an input found here becomes a test there.
+//! `log-format`'s, `store`'s and `netbuf`'s own tests, so that an input found here becomes a test there.
 
 #[path = "../../log-format/tests/common/decoders.rs"]
 pub mod decoders;
+#[path = "../../netbuf/tests/common/inputs.rs"]
+pub mod inputs;
 #[path = "../../store/tests/common/records.rs"]
 pub mod records;
 #[path = "../../log-format/tests/common/reseal.rs"]

@@ -1,7 +1,7 @@
 //! A TCP/IP host on a switch: its own Ethernet and IPv4 address, and connections as tokio
 //! streams. The gateway of a user network is one; so are the clients of a drill.
 //!
-//! The protocol is smoltcp's. [`stack`] is the stack and what touches it, [`stream`] what
+//! The protocol is smoltcp's. `stack` is the stack and what touches it, `stream` what
 //! its users hold. A segment leaves in the call that writes; one task per host feeds it
 //! what arrives and keeps its timers.
 

@@ -1,6 +1,6 @@
 //! A learning Ethernet switch in this process: ports in this process, VMs on the tunnel.
 //!
-//! Its logic is in [`fabric`] (who is where) and [`registry`] (which host speaks for a VM);
+//! Its logic is in `fabric` (who is where) and `registry` (which host speaks for a VM);
 //! here are the channels and the socket. A frame is delivered in the call that sends it,
 //! without a task in between.
 

@@ -1,0 +1,8 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use secondwind_fuzz::inputs;
+
+fuzz_target!(|data: &[u8]| {
+    inputs::specification(data);
+});
