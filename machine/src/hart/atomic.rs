@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Hart;
 use super::mmu::Access;
-use super::op::{OpRef, go_on};
+use super::op::{OpRef, go_on, go_on_unless_attention};
 use super::trap::{Cause, Trap};
 use crate::bus::Bus;
 
@@ -24,6 +24,10 @@ pub struct Reservation {
     pub size: u8,
 }
 
+/// From the old value in memory and that of `rs2` to the new value; what exceeds the
+/// operation's size is dropped.
+type Update = fn(u64, u64) -> u64;
+
 macro_rules! memory_operations {
     ($($name:ident: $type:ty, |$old:ident, $new:ident| $value:expr;)*) => { $(
         pub(super) fn $name(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
@@ -35,11 +39,14 @@ macro_rules! memory_operations {
                     go_on(hart, op, slack, bus)
                 }
                 None => {
-                    let update = |old: u64| {
-                        let $old = old as $type;
+                    let update: Update = |old, new| {
+                        let ($old, $new) = (old as $type, new as $type);
                         ($value) as u64
                     };
-                    amo_slow(hart, op, slack, bus, size_of::<$type>(), &update)
+                    let size = size_of::<$type>();
+                    let Some(old) = hart.modify_or_leave(op, slack, bus, size, update) else { return };
+                    hart.set_rd(op, old as $type as u64);
+                    go_on_unless_attention(hart, op, slack, bus)
                 }
             }
         }
@@ -67,71 +74,65 @@ memory_operations! {
     amomaxu_d: i64, |old, new| (old as u64).max(new as u64) as i64;
 }
 
-#[cold]
-#[inline(never)]
-fn amo_slow(
-    hart: &mut Hart,
-    op: OpRef,
-    slack: i64,
-    bus: &mut dyn Bus,
-    size: usize,
-    update: &dyn Fn(u64) -> u64,
-) {
-    match hart.modify(bus, hart.rs1(op), size, update) {
-        Ok(old) => hart.set_rd(op, extend(old, size)),
-        Err(trap) => return hart.leave_with_trap(op, slack, trap),
-    }
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
-}
-
 fn extend(value: u64, size: usize) -> u64 {
     if size == 4 { value as i32 as u64 } else { value }
 }
 
 /// `lr.w` and `lr.d`; the immediate is the size.
 pub(super) fn load_reserved(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
-    let size = op.imm as usize;
-    match hart.reserve(bus, hart.rs1(op), size) {
-        Ok(value) => hart.set_rd(op, extend(value, size)),
-        Err(trap) => return hart.leave_with_trap(op, slack, trap),
-    }
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
+    let Some(value) = hart.reserve_or_leave(op, slack, bus) else { return };
+    hart.set_rd(op, extend(value, op.imm as usize));
+    go_on_unless_attention(hart, op, slack, bus)
 }
 
 /// `sc.w` and `sc.d`; the immediate is the size.
 pub(super) fn store_conditional(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
-    let (address, value) = (hart.rs1(op), hart.rs2(op));
-    match hart.store_if_reserved(bus, address, value, op.imm as usize) {
-        Ok(stored) => hart.set_rd(op, u64::from(!stored)),
-        Err(trap) => return hart.leave_with_trap(op, slack, trap),
-    }
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
+    let Some(failed) = hart.store_conditionally_or_leave(op, slack, bus) else { return };
+    hart.set_rd(op, failed);
+    go_on_unless_attention(hart, op, slack, bus)
 }
 
 impl Hart {
+    #[cold]
+    #[inline(never)]
+    fn modify_or_leave(
+        &mut self,
+        op: OpRef,
+        slack: i64,
+        bus: &mut dyn Bus,
+        size: usize,
+        update: Update,
+    ) -> Option<u64> {
+        let result = self.modify(bus, self.rs1(op), self.rs2(op), size, update);
+        self.value_or_leave(op, slack, result)
+    }
+
+    #[inline(never)]
+    fn reserve_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> Option<u64> {
+        let result = self.reserve(bus, self.rs1(op), op.imm as usize);
+        self.value_or_leave(op, slack, result)
+    }
+
+    #[inline(never)]
+    fn store_conditionally_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> Option<u64> {
+        let result = self.store_if_reserved(bus, self.rs1(op), self.rs2(op), op.imm as usize);
+        self.value_or_leave(op, slack, result.map(|stored| u64::from(!stored)))
+    }
+
     /// Reads, changes and writes back. Memory only: a device gives an access fault.
     fn modify(
         &mut self,
         bus: &mut dyn Bus,
         address: u64,
+        operand: u64,
         size: usize,
-        update: &dyn Fn(u64) -> u64,
+        update: Update,
     ) -> Result<u64, Trap> {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::StoreMisaligned, address));
         }
-        let physical = self.translate(bus, address, size, Access::Store)?;
-        let old = self.read_ram(bus, physical, size).ok_or(Trap::new(Cause::StoreAccessFault, address))?;
-        self.write_ram(bus, address, physical, update(old), size);
+        let (physical, old) = self.read_to_store(bus, address, size)?;
+        self.write_ram(bus, address, physical, update(old, operand), size);
         Ok(old)
     }
 
@@ -155,14 +156,20 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::StoreMisaligned, address));
         }
-        let physical = self.translate(bus, address, size, Access::Store)?;
-        let fault = Trap::new(Cause::StoreAccessFault, address);
-        let now = self.read_ram(bus, physical, size).ok_or(fault)?;
+        let (physical, now) = self.read_to_store(bus, address, size)?;
         let wanted = Reservation { address: physical, value: now, size: size as u8 };
         let stored = self.reservation.take() == Some(wanted);
         if stored {
             self.write_ram(bus, address, physical, value, size);
         }
         Ok(stored)
+    }
+
+    /// Translates an address for a store and reads what is there.
+    fn read_to_store(&mut self, bus: &mut dyn Bus, address: u64, size: usize) -> Result<(u64, u64), Trap> {
+        let physical = self.translate(bus, address, size, Access::Store)?;
+        let value = self.read_ram(bus, physical, size).filter(|_| self.is_plain_memory(bus, physical));
+        let fault = Trap::new(Cause::StoreAccessFault, address);
+        value.map(|value| (physical, value)).ok_or(fault)
     }
 }

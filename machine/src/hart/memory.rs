@@ -6,7 +6,7 @@
 
 use super::Hart;
 use super::float::{FS_CHECK, box_single};
-use super::op::{OpRef, go_on};
+use super::op::{OpRef, go_on, go_on_unless_attention};
 use crate::bus::Bus;
 
 macro_rules! loads {
@@ -28,15 +28,9 @@ macro_rules! loads {
                 hart.set_rd(op, value as u64);
                 return go_on(hart, op, slack, bus);
             }
-            let icount = hart.icount_of(op, slack);
-            match hart.load(bus, icount, address, size_of::<$type>()) {
-                Ok(value) => hart.set_rd(op, value as $type as u64),
-                Err(trap) => return hart.leave_with_trap(op, slack, trap),
-            }
-            if hart.attention {
-                return hart.leave_after(op, slack);
-            }
-            go_on(hart, op, slack, bus)
+            let Some(value) = hart.load_or_leave(op, slack, bus, size_of::<$type>()) else { return };
+            hart.set_rd(op, value as $type as u64);
+            go_on_unless_attention(hart, op, slack, bus)
         }
     )* };
 }
@@ -69,7 +63,9 @@ macro_rules! stores {
             if hart.tlb.write_misaligned(address, value as $type) {
                 return go_on(hart, op, slack, bus);
             }
-            hart.store_then_go_on(op, slack, bus, address, value, size_of::<$type>())
+            if hart.store_or_leave(op, slack, bus, value, size_of::<$type>()) {
+                go_on_unless_attention(hart, op, slack, bus)
+            }
         }
     )* };
 }
@@ -90,19 +86,13 @@ macro_rules! float_loads {
             let address = hart.rs1(op).wrapping_add(op.imm as u64);
             let $value = match hart.tlb.read::<$type>(address) {
                 Some(value) => value,
-                None => {
-                    let icount = hart.icount_of(op, slack);
-                    match hart.load(bus, icount, address, size_of::<$type>()) {
-                        Ok(value) => value as $type,
-                        Err(trap) => return hart.leave_with_trap(op, slack, trap),
-                    }
-                }
+                None => match hart.load_or_leave(op, slack, bus, size_of::<$type>()) {
+                    Some(value) => value as $type,
+                    None => return,
+                },
             };
             hart.set_float(op.rd, $boxed);
-            if hart.attention {
-                return hart.leave_after(op, slack);
-            }
-            go_on(hart, op, slack, bus)
+            go_on_unless_attention(hart, op, slack, bus)
         }
     )* };
 }
@@ -123,7 +113,9 @@ macro_rules! float_stores {
             if hart.tlb.write(address, value as $type) {
                 return go_on(hart, op, slack, bus);
             }
-            hart.store_then_go_on(op, slack, bus, address, value, size_of::<$type>())
+            if hart.store_or_leave(op, slack, bus, value, size_of::<$type>()) {
+                go_on_unless_attention(hart, op, slack, bus)
+            }
         }
     )* };
 }
@@ -133,25 +125,26 @@ float_stores! {
     fsd: u64;
 }
 
+// These two keep what is returned through memory out of the handlers: a handler with a
+// place on its stack whose address was given away cannot end in a jump.
 impl Hart {
+    /// Loads what `op` says, zero-extended. `None` if the chain was left with an exception.
     #[cold]
     #[inline(never)]
-    fn store_then_go_on(
-        &mut self,
-        op: OpRef,
-        slack: i64,
-        bus: &mut dyn Bus,
-        address: u64,
-        value: u64,
-        size: usize,
-    ) {
+    fn load_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus, size: usize) -> Option<u64> {
+        let address = self.rs1(op).wrapping_add(op.imm as u64);
         let icount = self.icount_of(op, slack);
-        if let Err(trap) = self.store(bus, icount, address, value, size) {
-            return self.leave_with_trap(op, slack, trap);
-        }
-        if self.attention {
-            return self.leave_after(op, slack);
-        }
-        go_on(self, op, slack, bus)
+        let result = self.load(bus, icount, address, size);
+        self.value_or_leave(op, slack, result)
+    }
+
+    /// Stores what `op` says. `false` if the chain was left with an exception.
+    #[cold]
+    #[inline(never)]
+    fn store_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus, value: u64, size: usize) -> bool {
+        let address = self.rs1(op).wrapping_add(op.imm as u64);
+        let icount = self.icount_of(op, slack);
+        let result = self.store(bus, icount, address, value, size);
+        self.value_or_leave(op, slack, result).is_some()
     }
 }

@@ -300,8 +300,7 @@ impl Hart {
             return self.store_misaligned(bus, address, value, size);
         }
         let physical = self.translate(bus, address, size, Access::Store)?;
-        let is_watched = self.options.watched_page == Some(physical & !PAGE_OFFSET);
-        if !is_watched && self.ram_page(bus.ram(), physical).is_some() {
+        if self.is_plain_memory(bus, physical) {
             self.write_ram(bus, address, physical, value, size);
             return Ok(());
         }
@@ -310,6 +309,12 @@ impl Hart {
         let value = value & (u64::MAX >> (64 - 8 * size));
         bus.mmio_write(self.id, icount, physical, size as u8, value)
             .map_err(|_| Access::Store.access_fault(address))
+    }
+
+    /// Whether stores to an address go to RAM, and not to the bus.
+    pub(super) fn is_plain_memory(&self, bus: &mut dyn Bus, physical: u64) -> bool {
+        self.ram_page(bus.ram(), physical).is_some()
+            && self.options.watched_page != Some(physical & !PAGE_OFFSET)
     }
 
     /// Reads aligned from RAM; `None` outside.
@@ -362,8 +367,7 @@ impl Hart {
     ) -> Result<(), Trap> {
         let parts = self.translate_parts(bus, address, size, Access::Store)?;
         for (_, part) in parts.iter().flatten() {
-            let in_ram = self.ram_page(bus.ram(), part.physical).is_some();
-            if !in_ram || self.options.watched_page == Some(part.physical & !PAGE_OFFSET) {
+            if !self.is_plain_memory(bus, part.physical) {
                 return Err(Access::Store.access_fault(part.address));
             }
         }

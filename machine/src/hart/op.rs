@@ -111,6 +111,15 @@ pub(super) fn go_on(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
     (next.handler)(hart, next, slack, bus)
 }
 
+/// Goes on with the op after `op`, which did what may have asked for attention.
+#[inline(always)]
+pub(super) fn go_on_unless_attention(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
+    if hart.attention {
+        return hart.leave_after(op, slack);
+    }
+    go_on(hart, op, slack, bus)
+}
+
 /// Goes on behind `op` and its link.
 #[inline(always)]
 pub(super) fn go_on_behind_link(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {

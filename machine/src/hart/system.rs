@@ -6,7 +6,7 @@ use super::csr::{
     STATUS_MPRV, STATUS_SIE, STATUS_SPIE, STATUS_SPP, STATUS_TSR, STATUS_TVM, STATUS_TW,
 };
 use super::mmu::Access;
-use super::op::{OpRef, go_on};
+use super::op::{OpRef, go_on, go_on_unless_attention};
 use super::trap::{Cause, Trap};
 use crate::bus::Bus;
 
@@ -24,10 +24,7 @@ pub(super) fn csr(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
         return hart.leave_with_illegal(op, slack);
     };
     hart.set_rd(op, old);
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
+    go_on_unless_attention(hart, op, slack, bus)
 }
 
 /// `ecall`. Retires where the SBI is built in and the caller is the kernel.
@@ -115,18 +112,9 @@ pub(super) fn cbo_maintain(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn
     if !hart.may_use(if invalidates { ENVCFG_CBIE } else { ENVCFG_CBCFE }) {
         return hart.leave_with_illegal(op, slack);
     }
-    let address = hart.rs1(op);
-    let block = address & !(CACHE_BLOCK_BYTES - 1);
-    let size = CACHE_BLOCK_BYTES as usize;
-    if hart.translate(bus, block, size, Access::Load).is_err()
-        && let Err(trap) = hart.translate(bus, block, size, Access::Store)
-    {
-        return hart.leave_with_trap(op, slack, Trap::new(trap.cause, address));
+    if hart.touch_block_or_leave(op, slack, bus) {
+        go_on_unless_attention(hart, op, slack, bus)
     }
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
 }
 
 /// `cbo.zero`. Memory only: a device gives an access fault.
@@ -134,32 +122,62 @@ pub(super) fn cbo_zero(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus
     if !hart.may_use(ENVCFG_CBZE) {
         return hart.leave_with_illegal(op, slack);
     }
-    let address = hart.rs1(op);
-    let block = address & !(CACHE_BLOCK_BYTES - 1);
-    let words = (0..CACHE_BLOCK_BYTES).step_by(8);
+    let block = hart.rs1(op) & !(CACHE_BLOCK_BYTES - 1);
     if hart.tlb.write(block, 0u64) {
         // The block lies in one page, so all of it can be written.
-        words.for_each(|offset| _ = hart.tlb.write(block + offset, 0u64));
+        (8..CACHE_BLOCK_BYTES).step_by(8).for_each(|offset| _ = hart.tlb.write(block + offset, 0u64));
         return go_on(hart, op, slack, bus);
     }
-    let size = CACHE_BLOCK_BYTES as usize;
-    let physical = match hart.translate(bus, block, size, Access::Store) {
-        Ok(physical) => physical,
-        Err(trap) => return hart.leave_with_trap(op, slack, Trap::new(trap.cause, address)),
-    };
-    if bus.ram().slice(physical, size).is_err() {
-        return hart.leave_with_trap(op, slack, Trap::new(Cause::StoreAccessFault, address));
+    if hart.zero_block_or_leave(op, slack, bus) {
+        go_on_unless_attention(hart, op, slack, bus)
     }
-    for offset in words {
-        hart.write_ram(bus, block + offset, physical + offset, 0, 8);
-    }
-    if hart.attention {
-        return hart.leave_after(op, slack);
-    }
-    go_on(hart, op, slack, bus)
 }
 
 impl Hart {
+    /// What `result` holds; leaves the chain with the exception otherwise.
+    pub(super) fn value_or_leave<T>(&mut self, op: OpRef, slack: i64, result: Result<T, Trap>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(trap) => {
+                self.leave_with_trap(op, slack, trap);
+                None
+            }
+        }
+    }
+
+    /// Makes sure that the cache block `op` names may be read or written.
+    #[inline(never)]
+    fn touch_block_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> bool {
+        let address = self.rs1(op);
+        let block = address & !(CACHE_BLOCK_BYTES - 1);
+        let size = CACHE_BLOCK_BYTES as usize;
+        let result = self
+            .translate(bus, block, size, Access::Load)
+            .or_else(|_| self.translate(bus, block, size, Access::Store))
+            .map_err(|trap| Trap::new(trap.cause, address));
+        self.value_or_leave(op, slack, result).is_some()
+    }
+
+    /// Zeroes the cache block that `op` names.
+    #[inline(never)]
+    fn zero_block_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> bool {
+        let address = self.rs1(op);
+        let block = address & !(CACHE_BLOCK_BYTES - 1);
+        let size = CACHE_BLOCK_BYTES as usize;
+        let result = self
+            .translate(bus, block, size, Access::Store)
+            .map_err(|trap| Trap::new(trap.cause, address))
+            .and_then(|physical| match self.is_plain_memory(bus, physical) {
+                true => Ok(physical),
+                false => Err(Trap::new(Cause::StoreAccessFault, address)),
+            });
+        let Some(physical) = self.value_or_leave(op, slack, result) else { return false };
+        for offset in (0..CACHE_BLOCK_BYTES).step_by(8) {
+            self.write_ram(bus, block + offset, physical + offset, 0, 8);
+        }
+        true
+    }
+
     /// Leaves the chain before `op`, with an exception to take.
     #[cold]
     #[inline(never)]
