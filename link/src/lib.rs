@@ -7,6 +7,7 @@
 pub mod arbiter;
 pub mod arbitration;
 pub mod detector;
+pub mod lane;
 pub mod handshake;
 pub mod keys;
 pub mod pacing;

@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::batch::SealedBatch;
 use crate::frame::{EncodeError, Frame, FrameError, FrameKind, encode_frame};
 use crate::{
-    ChainHash, CheckpointHead, CheckpointPart, Digest, MachineIdentity, Moment, Position, VersionRange,
+    ChainHash, CheckpointHead, CheckpointPart, Digest, LoggedOutput, MachineIdentity, Moment, Position,
+    VersionRange,
 };
 
 /// A message of the pair.
@@ -168,8 +169,46 @@ pub struct CheckpointStart {
     pub events_before: u64,
     /// Outputs since boot that the primary knew to be released.
     pub released_outputs: u64,
+    /// Outputs made before it that are not released, oldest first: nobody could make them
+    /// again from the checkpoint.
+    #[serde(with = "held_outputs")]
+    pub held: Vec<LoggedOutput>,
     /// Everything but pages and blocks.
     pub head: CheckpointHead,
+}
+
+/// Outputs as arrays `[ordinal, moment, optional port, bytes]`; without a port it is the console's.
+mod held_outputs {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::{LoggedOutput, Moment, Output};
+
+    type Record = (u64, Moment, Option<u8>, Bytes);
+
+    pub(super) fn serialize<S: Serializer>(held: &[LoggedOutput], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(held.iter().map(|logged| -> Record {
+            let (port, bytes) = match &logged.output {
+                Output::Frame { port, frame } => (Some(*port), frame.clone()),
+                Output::Console(bytes) => (None, bytes.clone()),
+            };
+            (logged.ordinal, logged.at, port, bytes)
+        }))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<LoggedOutput>, D::Error> {
+        let records = Vec::<Record>::deserialize(deserializer)?;
+        let logged = records.into_iter().map(|(ordinal, at, port, bytes)| {
+            let output = match port {
+                Some(port) => Output::Frame { port, frame: bytes },
+                None => Output::Console(bytes),
+            };
+            LoggedOutput { ordinal, at, output }
+        });
+        Ok(logged.collect())
+    }
 }
 
 /// Ends a checkpoint (primary to backup).

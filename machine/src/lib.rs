@@ -12,6 +12,7 @@ mod contract;
 pub mod device;
 pub mod disk;
 mod fdt;
+mod handover;
 pub mod hart;
 mod machine;
 mod map;
@@ -24,4 +25,5 @@ mod state;
 
 pub use config::*;
 pub use contract::*;
+pub use handover::{Handover, PrimacyStart};
 pub use machine::RiscvMachine;

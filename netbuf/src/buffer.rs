@@ -153,6 +153,14 @@ impl OutputBuffer {
         }
     }
 
+    /// Every output with an ordinal below this may leave. Where batches say which outputs
+    /// they cover, this is exact where [`commit`](Self::commit) goes by the moment.
+    pub fn commit_before(&mut self, ordinal: u64) {
+        while self.held.get(self.releasable).is_some_and(|held| held.output.ordinal < ordinal) {
+            self.releasable += 1;
+        }
+    }
+
     /// Goes unprotected: everything held, and everything held from now on, may leave at once.
     pub fn release_all(&mut self) {
         self.protected = false;
@@ -200,6 +208,11 @@ impl OutputBuffer {
         self.releasable = 0;
         self.held_bytes = 0;
         self.held.drain(..).map(|held| held.output).collect()
+    }
+
+    /// Everything held, oldest first, committed or not.
+    pub fn held(&self) -> impl Iterator<Item = &LoggedOutput> {
+        self.held.iter().map(|held| &held.output)
     }
 
     /// Every output with an ordinal below this was released.

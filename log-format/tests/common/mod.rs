@@ -160,7 +160,19 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 position: position(),
                 chain: chain(),
                 events_before: 1008,
-                released_outputs: 503,
+                released_outputs: 501,
+                held: vec![
+                    LoggedOutput {
+                        ordinal: 501,
+                        at: position().moment,
+                        output: Output::Frame { port: 1, frame: vec![9; 20].into() },
+                    },
+                    LoggedOutput {
+                        ordinal: 502,
+                        at: position().moment,
+                        output: Output::Console(b"login: ".to_vec().into()),
+                    },
+                ],
                 head: CheckpointHead {
                     identity: identity(),
                     moment: position().moment,

@@ -163,13 +163,22 @@ fn checkpoint() -> impl Strategy<Value = Message> {
             state: state.to_vec(),
         },
     );
-    let start = (position(), chain(), number(), number(), head).prop_map(
-        |(position, chain, events_before, released_outputs, head)| {
+    let port = proptest::option::of(any::<u8>());
+    let held = (number(), moment(), port, bytes(200)).prop_map(|(ordinal, at, port, bytes)| {
+        let output = match port {
+            Some(port) => Output::Frame { port, frame: bytes },
+            None => Output::Console(bytes),
+        };
+        LoggedOutput { ordinal, at, output }
+    });
+    let start = (position(), chain(), number(), number(), vec(held, 0..4), head).prop_map(
+        |(position, chain, events_before, released_outputs, held, head)| {
             Message::CheckpointHead(CheckpointStart {
                 position,
                 chain,
                 events_before,
                 released_outputs,
+                held,
                 head,
             })
         },
