@@ -1,6 +1,6 @@
 //! Cuts recorded execution into batches, and the batches into a chain.
 
-use log_format::{Batch, ChainHash, Event, LoggedEvent, Position, SealedBatch};
+use log_format::{Batch, ChainHash, Event, LoggedEvent, Moment, Position, SealedBatch};
 
 use crate::recorder::Recorded;
 
@@ -88,6 +88,13 @@ impl Batcher {
     /// When the first item of the open batch came.
     pub fn opened_at_ns(&self) -> Option<u64> {
         self.opened_at_ns
+    }
+
+    /// The latest moment before which nothing waits to be sealed.
+    pub fn safe_mark(&self) -> Moment {
+        let first_event = self.open.events.first().map(|logged| logged.at);
+        let first_digest = self.open.digests.first().map(|logged| logged.at);
+        [first_event, first_digest].into_iter().flatten().fold(self.open.end, Moment::min)
     }
 
     /// The place after the last sealed batch, in this term, with the moment of the open one.

@@ -1,7 +1,14 @@
 //! Runs the machine live: record, checkpoint, ship, commit output.
 
 mod batcher;
+mod core;
 mod recorder;
+mod vcpu;
 
 pub use batcher::Batcher;
+pub use core::{
+    BackupStatus, ConnectionId, CoreConfig, Finish, MachineRequest, OnBackupLoss, Operator, Primary,
+    PrimaryEvent,
+};
 pub use recorder::{CheckpointBegun, Recorded, Recorder, RecorderConfig, Step};
+pub use vcpu::{FromMachine, Vcpu};

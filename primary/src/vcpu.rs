@@ -1,0 +1,164 @@
+//! What the machine's thread does between two waits: the same for a real thread and for the
+//! simulator.
+
+use std::collections::VecDeque;
+
+use log_format::{CheckpointPart, Event};
+use machine::Machine;
+
+use crate::core::MachineRequest;
+use crate::recorder::{CheckpointBegun, Recorded, Recorder, Step};
+
+/// Inputs kept while the guest is held.
+const WAITING_INPUTS: usize = 256;
+
+/// What the machine's thread tells the core, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FromMachine {
+    /// A stretch of execution.
+    Recorded(Recorded),
+    /// A checkpoint was begun.
+    CheckpointBegun {
+        /// Which one.
+        checkpoint: u64,
+        /// Its head.
+        begun: Box<CheckpointBegun>,
+    },
+    /// Pages of a checkpoint; empty at its end.
+    CheckpointPart {
+        /// Of which one.
+        checkpoint: u64,
+        /// The pages.
+        part: CheckpointPart,
+    },
+    /// The guest ended.
+    Halted {
+        /// Its exit status.
+        code: u32,
+    },
+    /// The host failed to read or write this disk: the machine stands still for good.
+    HostFault {
+        /// Index of the disk.
+        disk: u8,
+    },
+}
+
+/// A recorder, the requests of the core, and a brake.
+///
+/// # Order of calls
+///
+/// `handle_input` and `handle_request` for what came, `turn`, then `poll` until `None`, and
+/// again after the time that `turn` says.
+pub struct Vcpu<M> {
+    recorder: Recorder<M>,
+    checkpoint: Option<u64>,
+    braked: bool,
+    /// Inputs that came while the guest was held.
+    waiting: VecDeque<Event>,
+    end_told: bool,
+    told: VecDeque<FromMachine>,
+}
+
+impl<M: Machine> Vcpu<M> {
+    /// Runs this recorder.
+    pub fn new(recorder: Recorder<M>) -> Self {
+        Vcpu {
+            recorder,
+            checkpoint: None,
+            braked: false,
+            waiting: VecDeque::new(),
+            end_told: false,
+            told: VecDeque::new(),
+        }
+    }
+
+    /// An input for the guest. While the guest is held, inputs wait, and more than a network
+    /// card's ring of them are dropped.
+    pub fn handle_input(&mut self, event: Event, now_ns: u64) {
+        if !self.braked {
+            self.recorder.handle_input(event, now_ns);
+        } else if self.waiting.len() < WAITING_INPUTS {
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// The core wants something.
+    pub fn handle_request(&mut self, request: MachineRequest, now_ns: u64) {
+        match request {
+            MachineRequest::BeginCheckpoint { checkpoint } => {
+                self.checkpoint = Some(checkpoint);
+                let begun = Box::new(self.recorder.begin_checkpoint(now_ns));
+                self.told.push_back(FromMachine::CheckpointBegun { checkpoint, begun });
+            }
+            MachineRequest::TakePages { checkpoint, limit } if self.checkpoint == Some(checkpoint) => {
+                let part = self.recorder.take_checkpoint_pages(limit);
+                if part.is_empty() {
+                    self.checkpoint = None;
+                }
+                self.told.push_back(FromMachine::CheckpointPart { checkpoint, part });
+            }
+            MachineRequest::CancelCheckpoint { checkpoint } if self.checkpoint == Some(checkpoint) => {
+                self.checkpoint = None;
+                self.recorder.cancel_checkpoint();
+            }
+            MachineRequest::TakePages { .. } | MachineRequest::CancelCheckpoint { .. } => {}
+        }
+    }
+
+    /// Holds the guest, or lets it go on.
+    pub fn brake(&mut self, braked: bool, now_ns: u64) {
+        self.braked = braked;
+        while !self.braked
+            && let Some(event) = self.waiting.pop_front()
+        {
+            self.recorder.handle_input(event, now_ns);
+        }
+    }
+
+    /// Runs one slice, unless there is a reason not to. [`Step::Stalled`] waits for a request
+    /// or for the brake.
+    pub fn turn(&mut self, now_ns: u64) -> Step {
+        let step = match self.braked {
+            true => Step::Stalled,
+            false => self.recorder.step(now_ns),
+        };
+        let recorded = match step {
+            Step::Continue => self.recorder.poll_recorded(now_ns),
+            Step::Sleep { .. } | Step::Stalled | Step::Halted { .. } | Step::HostFault { .. } => {
+                self.recorder.take_recorded(now_ns)
+            }
+        };
+        self.told.extend(recorded.map(FromMachine::Recorded));
+        let end = match step {
+            Step::Halted { code } => Some(FromMachine::Halted { code }),
+            Step::HostFault { disk } => Some(FromMachine::HostFault { disk }),
+            Step::Continue | Step::Sleep { .. } | Step::Stalled => None,
+        };
+        if let Some(end) = end
+            && !std::mem::replace(&mut self.end_told, true)
+        {
+            self.told.push_back(end);
+        }
+        step
+    }
+
+    /// What the core has to know next.
+    pub fn poll(&mut self) -> Option<FromMachine> {
+        self.told.pop_front()
+    }
+
+    /// Everything up to now, at the end of the thread.
+    pub fn stop(&mut self, now_ns: u64) {
+        self.told.extend(self.recorder.take_recorded(now_ns).map(FromMachine::Recorded));
+    }
+
+    /// The recorder, to look at it.
+    pub fn recorder(&self) -> &Recorder<M> {
+        &self.recorder
+    }
+
+    /// Gives the machine back.
+    pub fn into_machine(self) -> M {
+        self.recorder.into_machine()
+    }
+}
