@@ -1,5 +1,9 @@
 //! Stands by: store, replay, verify, detect failure, take over.
 
+mod core;
 mod replayer;
+mod worker;
 
+pub use core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
 pub use replayer::{Counted, Divergence, DivergenceKind, Progress, Replayer};
+pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer};

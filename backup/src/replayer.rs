@@ -278,6 +278,11 @@ impl<M: Machine> Replayer<M> {
         Counted { outputs: self.replayed.outputs + self.unverified.len() as u64, ..self.replayed }
     }
 
+    /// Exit status of the guest, when its end was come by.
+    pub fn halted(&self) -> Option<u32> {
+        self.halted
+    }
+
     /// Batches pushed since boot.
     pub fn pushed_sequence(&self) -> u64 {
         self.pushed_sequence

@@ -1,0 +1,606 @@
+//! The backup's side of protection: follow, acknowledge, suspect, take over.
+//!
+//! # States
+//!
+//! ```text
+//!            dialled                 Welcome: checkpoint             whole and restored
+//!   Connecting -----> Handshake ------------------------> Receiving --------------------+
+//!     ^  ^  ^            |   |                               |                          |
+//!     |  |  +- refused --+   | Welcome: resume, log from boot|                          v
+//!     |  |     or closed     +-------------------------------|--------------------> Following
+//!     |  |                                                   |                        |   ^
+//!     |  +---------------- closed, silent, damaged ----------+                        |   |
+//!     |                                                               closed (redials)|   | Welcome:
+//!     |  not in step, or the primary went on without this one                         v   | resume
+//!     +--------------------------------------------------------------------------- Suspecting
+//!     |                                                                               |
+//!     | arbiter: refused                                      the detector is certain |
+//!     +--------------------------------- Claiming <-----------------------------------+
+//!                                           |   (from Following too, when it is silent)
+//!                                           | arbiter: the term is ours
+//!                                           v
+//!                                       TakingOver: replay to the end of what is held
+//!                                           |
+//!                                           v
+//!                                         Live (finished: the machine is handed to a primary)
+//!
+//!   Following -- Goodbye: the guest ended --> Ending --> Ended
+//!   Handshake -- refused for good          --> Refused
+//! ```
+//!
+//! It acknowledges a batch as soon as it holds it, and replays it as soon as it can. From the
+//! first question to the arbiter on it neither receives nor acknowledges: what the old
+//! primary makes from then on is acknowledged by nobody, and so never leaves.
+
+mod follow;
+mod takeover;
+
+use std::collections::VecDeque;
+
+use link::arbitration::{Record, Step};
+use link::detector::{Detector, DetectorConfig};
+use link::handshake::LocalFacts;
+use link::lane::Lane;
+use log_format::{
+    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, MachineIdentity, Message, Moment, Position,
+    SealedBatch, VersionRange,
+};
+use machine::PrimacyStart;
+use netbuf::{BufferLimits, OutputBuffer};
+
+use crate::replayer::{Divergence, Progress};
+use crate::worker::ToReplayer;
+
+const MILLISECOND_NS: u64 = 1_000_000;
+
+/// How a [`Backup`] works. The defaults are for two hosts on one LAN.
+#[derive(Debug, Clone)]
+pub struct CoreConfig {
+    /// Name of the virtual machine.
+    pub vm: String,
+    /// This node's name, as the arbiter knows it.
+    pub node: String,
+    /// What the machine is made of.
+    pub identity: MachineIdentity,
+    /// Whether the machine can be replayed from its boot.
+    pub has_boot_images: bool,
+    /// How a silent primary is judged.
+    pub detector: DetectorConfig,
+    /// Wait between two attempts to connect.
+    pub redial_interval_ns: u64,
+    /// Wait after a refusal or a protocol error.
+    pub retry_interval_ns: u64,
+    /// How long a primary may take to answer a Hello.
+    pub welcome_within_ns: u64,
+    /// Log held and not replayed, beyond which nothing is acknowledged.
+    pub unreplayed_max_bytes: u64,
+    /// The replay is in step when it is behind by no more than this many batches.
+    pub ready_lag_batches: u64,
+    /// Whether batches are handed to [`Backup::poll_store`].
+    pub store: bool,
+}
+
+impl CoreConfig {
+    /// The defaults for this VM on this node.
+    pub fn new(vm: &str, node: &str, identity: MachineIdentity) -> Self {
+        CoreConfig {
+            vm: vm.to_owned(),
+            node: node.to_owned(),
+            identity,
+            has_boot_images: true,
+            detector: DetectorConfig::default(),
+            redial_interval_ns: 20 * MILLISECOND_NS,
+            retry_interval_ns: 300 * MILLISECOND_NS,
+            welcome_within_ns: 5_000 * MILLISECOND_NS,
+            unreplayed_max_bytes: 16 << 20,
+            ready_lag_batches: 64,
+            store: false,
+        }
+    }
+}
+
+/// A command of the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operator {
+    /// Take over now: the primary is known to be gone, or is to be replaced.
+    TakeOver,
+    /// Leave.
+    Stop,
+}
+
+/// What happened, for the timeline.
+#[derive(Debug, Clone, PartialEq)]
+pub enum BackupEvent {
+    /// Connected, and the primary said how to come into step.
+    Joining {
+        /// The primary.
+        primary: String,
+        /// Its term.
+        term: u64,
+        /// How.
+        plan: log_format::JoinPlan,
+    },
+    /// The primary refused.
+    JoinRefused {
+        /// Why.
+        text: String,
+    },
+    /// The checkpoint is in place.
+    Restored,
+    /// In step.
+    Ready,
+    /// The primary counts on this node: the arbiter's record is this.
+    Registered {
+        /// The record.
+        record: Record,
+    },
+    /// The connection ended.
+    ConnectionLost,
+    /// The primary is taken for dead.
+    Suspected {
+        /// Why.
+        text: String,
+    },
+    /// The arbiter cannot be asked; the question is repeated.
+    ArbiterUnreachable {
+        /// What went wrong.
+        text: String,
+    },
+    /// The arbiter says no: the primary lives, or another node took over.
+    ClaimRefused {
+        /// Why.
+        text: String,
+    },
+    /// The term is ours; the replay runs to its end.
+    TakingOver {
+        /// The new term.
+        term: u64,
+        /// Log that was held and not replayed.
+        unreplayed_bytes: u64,
+    },
+    /// The machine is ready to go live.
+    Live {
+        /// Outputs that are sent again.
+        reissued: usize,
+    },
+    /// The machine does not do what was recorded.
+    Diverged(Divergence),
+    /// The other side broke the protocol, and the connection was ended.
+    ProtocolError {
+        /// What it did.
+        text: String,
+    },
+    /// Everything is done; see [`Backup::finished`].
+    Finished,
+}
+
+/// How a backup's life ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// It takes over: its machine, and this.
+    TakenOver(Box<PrimacyStart>),
+    /// The guest ended, and the whole of the log was replayed.
+    GuestEnded {
+        /// What the primary said.
+        text: String,
+    },
+    /// The primary refused it for good: the two do not fit.
+    Refused {
+        /// Why, and the way out.
+        text: String,
+    },
+    /// The term is ours, but the machine diverged on its last stretch: going live with it
+    /// would be a silent corruption.
+    Unusable {
+        /// What differs.
+        text: String,
+    },
+    /// The operator stopped it.
+    Stopped,
+}
+
+/// Number that the driver gives to a connection. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Handshake,
+    Receiving(Receiving),
+    Following,
+    Suspecting,
+    Claiming,
+    TakingOver { term: u64 },
+    Ending { text: String },
+    Finished,
+}
+
+/// A checkpoint on its way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Receiving {
+    head_came: bool,
+    parts: u64,
+    /// Batches that were quicker than the checkpoint's head.
+    early: Vec<SealedBatch>,
+}
+
+/// What the machine was fed so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Held {
+    /// The place after the last batch held.
+    position: Position,
+    chain: ChainHash,
+    /// Outputs since boot up to there.
+    outputs: u64,
+}
+
+/// The replication core of a backup.
+///
+/// # Order of calls
+///
+/// Any `handle_*` with the time, in any order; after each, the `poll_*` until they return
+/// `None`. Call `handle_timeout` when [`Backup::poll_timeout`] is reached. All times are the
+/// host's monotonic nanoseconds.
+pub struct Backup {
+    config: CoreConfig,
+    state: State,
+    connection: Option<ConnectionId>,
+    certified_node: Option<String>,
+    dialling: bool,
+    dial_at_ns: u64,
+    welcome_due_ns: Option<u64>,
+    outbox: VecDeque<Message>,
+    closing: VecDeque<ConnectionId>,
+    close_after_outbox: bool,
+    /// The highest term ever seen, and the primary in it.
+    term: u64,
+    primary: String,
+    held: Option<Held>,
+    generation: u64,
+    /// Restored, or booted: the machine follows.
+    following: bool,
+    /// Said Ready with the machine it has, in this term: the record may name this node.
+    in_step: bool,
+    ready_said: bool,
+    registered: bool,
+    no_log_from_boot: bool,
+    ack_due: bool,
+    progress: Option<Progress>,
+    unreplayed: VecDeque<(u64, u64)>,
+    unreplayed_bytes: u64,
+    pending_mark: Option<(u64, Moment)>,
+    /// Batches that the primary had shipped when it last said so.
+    shipped: Option<u64>,
+    detector: Option<Detector>,
+    clock: ClockOffset,
+    buffer: OutputBuffer,
+    lane: Lane,
+    commands: VecDeque<ToReplayer>,
+    store: VecDeque<SealedBatch>,
+    events: VecDeque<BackupEvent>,
+    finished: Option<Finish>,
+}
+
+impl Backup {
+    /// A backup that knows nothing yet.
+    pub fn new(config: CoreConfig, now_ns: u64) -> Self {
+        Backup {
+            config,
+            state: State::Connecting,
+            connection: None,
+            certified_node: None,
+            dialling: false,
+            dial_at_ns: now_ns,
+            welcome_due_ns: None,
+            outbox: VecDeque::new(),
+            closing: VecDeque::new(),
+            close_after_outbox: false,
+            term: 0,
+            primary: String::new(),
+            held: None,
+            generation: 0,
+            following: false,
+            in_step: false,
+            ready_said: false,
+            registered: false,
+            no_log_from_boot: false,
+            ack_due: false,
+            progress: None,
+            unreplayed: VecDeque::new(),
+            unreplayed_bytes: 0,
+            pending_mark: None,
+            shipped: None,
+            detector: None,
+            clock: ClockOffset::default(),
+            buffer: OutputBuffer::new(BufferLimits::default()),
+            lane: Lane::default(),
+            commands: VecDeque::new(),
+            store: VecDeque::new(),
+            events: VecDeque::new(),
+            finished: None,
+        }
+    }
+
+    /// The connection that [`Backup::poll_dial`] asked for is there. `certified_node` is the
+    /// node that the peer's certificate names; `None` without TLS.
+    pub fn handle_connected(&mut self, id: ConnectionId, certified_node: Option<String>, now_ns: u64) {
+        self.dialling = false;
+        if !matches!(self.state, State::Connecting | State::Suspecting) {
+            return self.closing.push_back(id);
+        }
+        self.connection = Some(id);
+        self.certified_node = certified_node;
+        self.outbox.clear();
+        self.close_after_outbox = false;
+        self.welcome_due_ns = Some(now_ns.saturating_add(self.config.welcome_within_ns));
+        if self.state == State::Connecting {
+            self.state = State::Handshake;
+        }
+        let have = self.held.filter(|_| self.following);
+        self.outbox.push_back(Message::Hello(Hello {
+            term: self.term,
+            versions: VersionRange::SUPPORTED,
+            vm: self.config.vm.clone(),
+            node: self.config.node.clone(),
+            identity: self.config.identity.clone(),
+            have: have.map(|held| Have { position: held.position, chain: held.chain }),
+            has_boot_images: self.config.has_boot_images && !self.no_log_from_boot,
+        }));
+    }
+
+    /// The attempt that [`Backup::poll_dial`] asked for failed.
+    pub fn handle_dial_failed(&mut self, now_ns: u64) {
+        self.dialling = false;
+        self.dial_at_ns = now_ns.saturating_add(self.config.redial_interval_ns);
+    }
+
+    /// The connection ended.
+    pub fn handle_closed(&mut self, id: ConnectionId, now_ns: u64) {
+        if self.connection != Some(id) {
+            return;
+        }
+        self.connection = None;
+        self.events.push_back(BackupEvent::ConnectionLost);
+        self.lost_sight(now_ns);
+        self.settle();
+    }
+
+    /// A message came.
+    pub fn handle_message(&mut self, id: ConnectionId, message: Message, now_ns: u64) {
+        if self.connection != Some(id) || self.close_after_outbox {
+            return;
+        }
+        self.receive(message, now_ns);
+        self.settle();
+    }
+
+    /// The operator said something.
+    pub fn handle_operator(&mut self, command: Operator) {
+        match command {
+            Operator::TakeOver => self.claim("the operator's command"),
+            Operator::Stop => {
+                self.say_goodbye(GoodbyeReason::Stopping, "the operator stopped this side");
+                self.finish(Finish::Stopped);
+            }
+        }
+        self.settle();
+    }
+
+    /// Time has come to [`Backup::poll_timeout`].
+    pub fn handle_timeout(&mut self, now_ns: u64) {
+        if self.welcome_due_ns.is_some_and(|due_ns| due_ns <= now_ns) {
+            self.protocol_error("it did not answer the Hello", now_ns);
+        }
+        self.judge_primary(now_ns);
+        self.settle();
+    }
+
+    /// When [`Backup::handle_timeout`] is due, or the next dial.
+    pub fn poll_timeout(&self) -> Option<u64> {
+        let detector = self.detector.as_ref().filter(|_| self.is_listening());
+        [
+            self.welcome_due_ns,
+            detector.map(Detector::suspect_at_ns),
+            self.lane.retry_at_ns(),
+            Some(self.dial_at_ns).filter(|_| self.wants_dial()),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether to connect to the primary now. One attempt at a time.
+    pub fn poll_dial(&mut self, now_ns: u64) -> bool {
+        let dial = self.wants_dial() && self.dial_at_ns <= now_ns;
+        self.dialling |= dial;
+        dial
+    }
+
+    /// The next message for the connection.
+    pub fn poll_transmit(&mut self) -> Option<(ConnectionId, Message)> {
+        let id = self.connection?;
+        if let Some(message) = self.outbox.pop_front() {
+            return Some((id, message));
+        }
+        let held = self.held.filter(|_| self.ack_due && self.may_acknowledge())?;
+        self.ack_due = false;
+        let (term, sequence) = (self.term, held.position.sequence);
+        Some((id, Message::Ack(Ack { term, sequence, durable: false })))
+    }
+
+    /// A connection that is to be closed.
+    pub fn poll_close(&mut self) -> Option<ConnectionId> {
+        if self.close_after_outbox && self.outbox.is_empty() {
+            self.close_after_outbox = false;
+            self.closing.extend(self.connection.take());
+        }
+        self.closing.pop_front()
+    }
+
+    /// The next command for the replay thread.
+    pub fn poll_replayer(&mut self) -> Option<ToReplayer> {
+        self.commands.pop_front()
+    }
+
+    /// The next step to ask of the arbiter. One at a time; the answer goes to
+    /// [`Backup::handle_arbiter_reply`].
+    pub fn poll_arbiter_request(&mut self, now_ns: u64) -> Option<Step> {
+        self.lane.poll(now_ns)
+    }
+
+    /// The next batch for the log on this side's disk.
+    pub fn poll_store(&mut self) -> Option<SealedBatch> {
+        self.store.pop_front()
+    }
+
+    /// What happened next.
+    pub fn poll_event(&mut self) -> Option<BackupEvent> {
+        self.events.pop_front()
+    }
+
+    /// How it ended, once it has. On [`Finish::TakenOver`] the replay thread's machine goes
+    /// with it.
+    pub fn finished(&self) -> Option<&Finish> {
+        self.finished.as_ref()
+    }
+
+    /// Whether more log should be read from the connection now: not while too much of it
+    /// waits to be replayed.
+    pub fn wants_input(&self) -> bool {
+        self.unreplayed_bytes < 2 * self.config.unreplayed_max_bytes
+    }
+
+    /// The highest term seen.
+    pub fn term(&self) -> u64 {
+        self.term
+    }
+
+    /// The primary that was followed last.
+    pub fn primary(&self) -> &str {
+        &self.primary
+    }
+
+    /// The place after the last batch held.
+    pub fn held(&self) -> Option<Position> {
+        self.held.map(|held| held.position)
+    }
+
+    /// Outputs since boot that the log held here covers.
+    pub fn outputs_covered(&self) -> u64 {
+        self.held.map_or(0, |held| held.outputs)
+    }
+
+    /// How far the replay is.
+    pub fn progress(&self) -> Option<Progress> {
+        self.progress
+    }
+
+    /// Bytes of log held and not replayed.
+    pub fn unreplayed_bytes(&self) -> u64 {
+        self.unreplayed_bytes
+    }
+
+    /// Whether the primary counts on this node, as far as it is known here.
+    pub fn is_registered(&self) -> bool {
+        self.registered
+    }
+
+    /// Whether a takeover would be asked for if the primary died now.
+    pub fn is_in_step(&self) -> bool {
+        self.in_step
+    }
+
+    /// Outputs kept because the primary may not have sent them.
+    pub fn held_outputs(&self) -> usize {
+        self.buffer.held_outputs()
+    }
+
+    /// In a word, for people.
+    pub fn state_name(&self) -> &'static str {
+        match &self.state {
+            State::Connecting => "connecting",
+            State::Handshake => "handshake",
+            State::Receiving(_) => "receiving",
+            State::Following => "following",
+            State::Suspecting => "suspecting",
+            State::Claiming => "claiming",
+            State::TakingOver { .. } => "taking over",
+            State::Ending { .. } => "ending",
+            State::Finished => "finished",
+        }
+    }
+
+    fn facts(&self) -> LocalFacts {
+        LocalFacts {
+            vm: self.config.vm.clone(),
+            node: self.config.node.clone(),
+            term: self.term,
+            identity: self.config.identity.clone(),
+            versions: VersionRange::SUPPORTED,
+            heartbeat_interval_ms: 1,
+        }
+    }
+
+    fn wants_dial(&self) -> bool {
+        let disconnected = self.connection.is_none() && !self.dialling;
+        disconnected && matches!(self.state, State::Connecting | State::Suspecting)
+    }
+
+    /// Whether the detector's opinion matters.
+    fn is_listening(&self) -> bool {
+        matches!(
+            self.state,
+            State::Connecting | State::Handshake | State::Receiving(_) | State::Following | State::Suspecting
+        )
+    }
+
+    fn may_acknowledge(&self) -> bool {
+        let state = matches!(self.state, State::Following | State::Receiving(_) | State::Ending { .. });
+        state && self.unreplayed_bytes <= self.config.unreplayed_max_bytes
+    }
+
+    fn say_goodbye(&mut self, reason: GoodbyeReason, text: &str) {
+        if self.connection.is_some() {
+            let goodbye = Goodbye { term: self.term, reason, text: text.to_owned() };
+            self.outbox.push_back(Message::Goodbye(goodbye));
+            self.close_after_outbox = true;
+        }
+    }
+
+    fn finish(&mut self, finish: Finish) {
+        if self.finished.is_none() {
+            self.finished = Some(finish);
+            self.state = State::Finished;
+            self.events.push_back(BackupEvent::Finished);
+        }
+    }
+}
+
+/// Guest time minus this host's time, as the primary keeps it: the largest difference seen
+/// lately, since every delay on the way makes it smaller.
+#[derive(Debug, Clone, Default)]
+struct ClockOffset {
+    present_ns: Option<i64>,
+    before_ns: Option<i64>,
+    since_ns: u64,
+}
+
+impl ClockOffset {
+    /// Differences are forgotten after one to two of these: the hosts' clocks drift apart.
+    const WINDOW_NS: u64 = 10_000 * MILLISECOND_NS;
+
+    fn learn(&mut self, guest_ns: u64, now_ns: u64) {
+        let difference = i128::from(guest_ns) - i128::from(now_ns);
+        let offset_ns = difference.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64;
+        if now_ns.saturating_sub(self.since_ns) >= Self::WINDOW_NS {
+            self.before_ns = self.present_ns.take();
+            self.since_ns = now_ns;
+        }
+        self.present_ns = self.present_ns.max(Some(offset_ns));
+    }
+
+    fn offset_ns(&self) -> Option<i64> {
+        self.present_ns.max(self.before_ns)
+    }
+}
