@@ -128,6 +128,11 @@ impl ToyMachine {
         self
     }
 
+    /// Entries in the ledger, and their running hash.
+    pub fn ledger(&self) -> (u64, u64) {
+        (self.state.ledger_length, self.state.ledger_hash)
+    }
+
     fn time_ns(&self) -> u64 {
         self.state.base_ns + self.state.icount * self.config.instruction_ns
     }
