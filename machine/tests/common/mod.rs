@@ -4,7 +4,7 @@
 pub mod client;
 
 use bytes::Bytes;
-use log_format::{Control, Digest, Event, LoggedEvent, LoggedOutput, Moment};
+use log_format::{Control, Digest, Event, LoggedEvent, LoggedOutput, Moment, Output};
 use machine::disk::{BlockStore, MemDisk};
 use machine::{BootImages, DiskConfig, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
 
@@ -54,20 +54,51 @@ pub fn ledger() -> RiscvMachine {
     RiscvMachine::new(config, &BootImages::supervisor(kernel.into(), None), disks).expect("it boots")
 }
 
-/// Runs `machine` live until guest time `until_ns`, with a client and with accidents.
+/// Somebody on the machine's network.
+pub trait Peer {
+    /// A frame to send now, if there is one.
+    fn next(&mut self, now_ns: u64) -> Option<Bytes>;
+    /// Takes note of what the guest sent.
+    fn see(&mut self, output: &Output);
+}
+
+/// How a recording is made.
+pub struct Pace {
+    /// Runs are shorter than one of these.
+    pub runs: &'static [u64],
+    /// How many runs lie between digests, on average.
+    pub digest_every: u64,
+    /// How many runs lie between events that nobody expects, on average.
+    pub accident_every: u64,
+}
+
+/// Runs the ledger guest live until guest time `until_ns`, with a client and with accidents.
 pub fn record(machine: &mut RiscvMachine, seed: u64, until_ns: u64) -> Recording {
-    let mut dice = Dice(seed);
+    let pace = Pace { runs: &[1, 50, 3000, 60_000], digest_every: 40, accident_every: 100 };
     let mut client = Client::new(seed as u16);
+    let recording = record_at(machine, seed, until_ns, &pace, &mut client);
+    Recording { answered: client.answered, ..recording }
+}
+
+/// Runs `machine` live until guest time `until_ns`.
+pub fn record_at(
+    machine: &mut RiscvMachine,
+    seed: u64,
+    until_ns: u64,
+    pace: &Pace,
+    peer: &mut impl Peer,
+) -> Recording {
+    let mut dice = Dice(seed);
     let mut recording = Recording::default();
     let wall = Event::WallClock { unix_ns: 1_790_000_000_000_000_000 };
     for event in [Event::Entropy(Bytes::copy_from_slice(&seed.to_le_bytes())), wall] {
         inject(machine, &mut recording, event);
     }
     while machine.moment().time_ns < until_ns {
-        let budget = 1 + dice.upto(&[1, 50, 3000, 60_000]);
+        let budget = 1 + dice.upto(pace.runs);
         let exit = machine.run(machine.moment().icount + budget);
         for made in machine.take_outputs() {
-            client.see(&made.output);
+            peer.see(&made.output);
             recording.outputs.push(made);
         }
         if let Exit::Idle { wake_ns } = exit {
@@ -76,21 +107,20 @@ pub fn record(machine: &mut RiscvMachine, seed: u64, until_ns: u64) -> Recording
             machine.advance_idle(wake_ns.unwrap_or(u64::MAX).min(now_ns + nap_ns));
         }
         if dice.roll(6) == 0
-            && let Some(frame) = client.next(machine.moment().time_ns)
+            && let Some(frame) = peer.next(machine.moment().time_ns)
         {
             inject(machine, &mut recording, Event::NetworkIn { port: 0, frame });
         }
-        if dice.roll(100) == 0 {
+        if dice.roll(pace.accident_every) == 0 {
             inject(machine, &mut recording, accident(&mut dice));
         }
-        if dice.roll(40) == 0 {
+        if dice.roll(pace.digest_every) == 0 {
             let digest = machine.digest();
             recording.digests.push((machine.moment(), recording.events.len(), digest));
         }
     }
     recording.digests.push((machine.moment(), recording.events.len(), machine.digest()));
     recording.end = machine.moment();
-    recording.answered = client.answered;
     recording
 }
 
