@@ -10,6 +10,8 @@ pub mod decoders;
 pub mod inputs;
 #[path = "../../store/tests/common/records.rs"]
 pub mod records;
+#[path = "../../machine/tests/common/scripts.rs"]
+pub mod scripts;
 #[path = "../../log-format/tests/common/reseal.rs"]
 mod reseal;
 

@@ -1,11 +1,13 @@
-//! Checkpoints that were damaged, and checkpoints of other machines.
+//! Hostile guests, damaged images and checkpoints, and checkpoints of other machines.
 
 mod common;
+#[path = "common/scripts.rs"]
+mod scripts;
 
 use bytes::Bytes;
 use common::{Dice, ledger};
 use log_format::{CheckpointPart, DiskBlock, Page};
-use machine::{BootImages, Exit, Machine, MachineConfig, RestoreError, RiscvMachine};
+use machine::{BootImages, Machine, MachineConfig, RestoreError, RiscvMachine};
 
 fn busy() -> RiscvMachine {
     let mut machine = ledger();
@@ -13,37 +15,47 @@ fn busy() -> RiscvMachine {
     machine
 }
 
+fn bytes(seed: u64, most: u64) -> Vec<u8> {
+    let mut dice = Dice(seed);
+    (0..dice.roll(most)).map(|_| dice.roll(256) as u8).collect()
+}
+
 #[test]
 fn a_damaged_state_is_refused_or_harmless() {
-    let head = busy().begin_checkpoint();
-    let mut dice = Dice(1);
-    let mut refused = 0;
-    for _ in 0..3000 {
-        let mut damaged = head.clone();
-        for _ in 0..1 + dice.roll(3) {
-            let position = dice.roll(damaged.state.len() as u64) as usize;
-            damaged.state[position] = dice.roll(256) as u8;
-        }
-        if dice.roll(4) == 0 {
-            damaged.state.truncate(dice.roll(damaged.state.len() as u64) as usize);
-        }
-        let mut machine = ledger();
-        match machine.restore_begin(&damaged) {
-            Err(RestoreError::Malformed(_)) => refused += 1,
-            Err(other) => panic!("{other}"),
-            Ok(()) => {
-                let until = machine.moment().icount.saturating_add(3000);
-                for _ in 0..10 {
-                    if let Exit::Idle { wake_ns } = machine.run(until) {
-                        machine.advance_idle(wake_ns.unwrap_or(u64::MAX));
-                    }
-                    machine.take_outputs();
-                }
-                machine.digest();
-            }
-        }
+    let mut machine = busy();
+    let taken = (0..2000).filter(|seed| {
+        let changes = bytes(*seed, 12);
+        scripts::checkpoint_state(&mut machine, ledger(), &changes)
+    });
+    let taken = taken.count();
+    assert!((100..1900).contains(&taken), "{taken} of 2000 damaged states were taken");
+    for len in 0..machine.begin_checkpoint().state.len() {
+        let mut head = machine.begin_checkpoint();
+        head.state.truncate(len);
+        assert!(matches!(ledger().restore_begin(&head), Err(RestoreError::Malformed(_))));
     }
-    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn scripts_of_a_hostile_guest_do_the_same_twice() {
+    for seed in 0..1000 {
+        let script = bytes(seed, 4000);
+        assert_eq!(scripts::devices(&script), scripts::devices(&script), "seed {seed}");
+    }
+}
+
+#[test]
+fn images_of_any_bytes_are_refused_or_loaded() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/ledger/ledger.elf");
+    let elf = std::fs::read(path).expect("the built-in guest is committed");
+    for seed in 0..300 {
+        scripts::boot_image(&bytes(seed, 200));
+        let mut dice = Dice(seed);
+        let mut damaged = elf.clone();
+        (0..4).for_each(|_| damaged[dice.roll(200) as usize] = dice.roll(256) as u8);
+        scripts::boot_image(&damaged);
+        scripts::boot_image(&elf[..dice.roll(elf.len() as u64) as usize]);
+    }
 }
 
 #[test]

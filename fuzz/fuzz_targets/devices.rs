@@ -1,0 +1,8 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use secondwind_fuzz::scripts;
+
+fuzz_target!(|data: &[u8]| {
+    assert_eq!(scripts::devices(data), scripts::devices(data));
+});

@@ -1,0 +1,24 @@
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use machine::{BootImages, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
+use secondwind_fuzz::scripts;
+
+const LEDGER: &[u8] = include_bytes!("../../guest/ledger/ledger.elf");
+
+fn ledger() -> RiscvMachine {
+    let config = MachineConfig {
+        memory_bytes: 4 << 20,
+        nets: vec![NetConfig { mac: [2, 0, 0, 0, 0, 1] }],
+        ..MachineConfig::default()
+    };
+    RiscvMachine::new(config, &BootImages::supervisor(LEDGER.into(), None), Vec::new()).expect("it boots")
+}
+
+fuzz_target!(|data: &[u8]| {
+    let mut machine = ledger();
+    while !matches!(machine.run(2_000_000), Exit::Idle { .. } | Exit::Limit) {
+        machine.take_outputs();
+    }
+    scripts::checkpoint_state(&mut machine, ledger(), data);
+});
