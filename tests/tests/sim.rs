@@ -102,6 +102,7 @@ fn assert_covered(coverage: &BTreeMap<String, u64>) {
         "join: log from boot",
         "join: resume",
         "join: checkpoint",
+        "guest ended",
         "operations",
     ] {
         let times = coverage.get(what).copied().unwrap_or(0);
@@ -132,6 +133,7 @@ fn a_seed_repeats_exactly() {
 fn the_checks_find_a_broken_protocol() {
     for (mutation, law) in [
         (Mutation::ReleaseEarly, "law 2"),
+        (Mutation::AckUnheld, "law 2"),
         (Mutation::SkipArbiter, "law 3"),
         (Mutation::ForgetReissue, "a gap"),
     ] {

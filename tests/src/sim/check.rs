@@ -54,6 +54,11 @@ impl Checks {
         }
     }
 
+    /// Whether this client ever got an answer out of the cluster.
+    pub fn has_answered(&self, client: u8) -> bool {
+        self.answers.keys().any(|(answered, _)| *answered == client)
+    }
+
     /// A node goes live in the place of another with a ledger of this length.
     pub fn took_over(&mut self, node: &str, ledger_length: u64) {
         if ledger_length < self.longest_ledger {
@@ -72,6 +77,7 @@ impl Checks {
     /// The end: every client is done.
     pub fn finish(&mut self, history: &[Operation], machine: Option<(u64, u64)>) {
         self.check_reissue();
+        self.check_time();
         self.check_history(history);
         if let Some((length, hash)) = machine {
             self.check_ledger(history, length, hash);
@@ -131,6 +137,21 @@ impl Checks {
         let missing: Vec<u64> = (0..last).filter(|ordinal| !ordinals.contains(ordinal)).collect();
         if !missing.is_empty() {
             self.violation(format!("a gap: outputs {missing:?} were never released, output {last} was"));
+        }
+    }
+
+    /// Guest time and icount never run backwards from one output to the next, whichever host
+    /// made them.
+    fn check_time(&mut self) {
+        let moments: Vec<(u64, Moment)> =
+            self.released.iter().map(|(ordinal, (at, _))| (*ordinal, *at)).collect();
+        for pair in moments.windows(2) {
+            let ((before, earlier), (after, later)) = (pair[0], pair[1]);
+            if later.icount < earlier.icount || later.time_ns < earlier.time_ns {
+                self.violation(format!(
+                    "law 1: output {after} was made at {later:?}, output {before} at {earlier:?}"
+                ));
+            }
         }
     }
 

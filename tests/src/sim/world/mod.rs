@@ -1,0 +1,362 @@
+//! Virtual time, and everything that happens in it.
+
+mod arbitration;
+mod clients;
+mod threads;
+mod trouble;
+mod wires;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use backup::{BackupEvent, Finish as BackupFinish, ReplayReport};
+use bytes::Bytes;
+use link::arbiter::{Arbiter, ArbiterError, CasOutcome, MemoryArbiter};
+use link::arbitration::{ArbitrationError, Authority, Decision, Record, Step, arbitrate, decide};
+use log_format::{Event, JoinPlan, LoggedOutput, Message, Output};
+use machine::{Machine, PrimacyStart};
+use primary::{Finish as PrimaryFinish, FromMachine, OnBackupLoss, PrimaryEvent, Step as VcpuStep};
+
+use super::check::{Checks, Custody};
+use super::client::Client;
+use super::faults::Fault;
+use super::ledger::{self, Reply, Request};
+use super::network::Network;
+use super::node::{Hop, LivePrimary, Node, Role, ToVcpu, live_primary, standing_backup};
+use super::random::Random;
+use super::toy::{Defect, ToyConfig, ToyMachine};
+
+const MILLISECOND_NS: u64 = 1_000_000;
+const HOSTS: usize = 2;
+const VM: &str = "toy";
+
+/// A defect to put into the protocol, to prove that the checks see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutation {
+    /// Output leaves when it is made.
+    ReleaseEarly,
+    /// Every step is granted, whatever the record says.
+    SkipArbiter,
+    /// A takeover forgets the outputs that may not have been sent.
+    ForgetReissue,
+    /// A backup acknowledges a batch before it came.
+    AckUnheld,
+    /// The machine of the backup has a defect.
+    FlipBit,
+}
+
+/// A simulation.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Decides everything.
+    pub seed: u64,
+    /// How long things go wrong.
+    pub faults_for_ns: u64,
+    /// Whether anything goes wrong at all.
+    pub faults: bool,
+    /// A defect, for the checks' own test.
+    pub mutation: Option<Mutation>,
+    /// Prints what happens.
+    pub trace: bool,
+}
+
+impl Options {
+    /// The run of this seed.
+    pub fn new(seed: u64) -> Self {
+        Options { seed, faults_for_ns: 3_000 * MILLISECOND_NS, faults: true, mutation: None, trace: false }
+    }
+}
+
+/// How often what happened.
+pub type Coverage = BTreeMap<String, u64>;
+
+/// Runs a cluster through its faults and to its recovery.
+///
+/// # Errors
+/// What the checks found wrong.
+pub fn run(options: Options) -> Result<Coverage, Vec<String>> {
+    let mut world = World::new(options);
+    world.play();
+    match world.checks.violations() {
+        [] => Ok(world.coverage),
+        violations => Err(violations.to_vec()),
+    }
+}
+
+#[derive(Debug)]
+enum What {
+    Timer { node: usize, epoch: u64, number: u64 },
+    Thread { node: usize, epoch: u64, number: u64 },
+    Hop { node: usize, epoch: u64, hop: Hop },
+    Dialled { node: usize, epoch: u64 },
+    Connected { node: usize, epoch: u64, link: u64 },
+    Wire { link: u64, end: usize, frame: Bytes },
+    Closed { link: u64, end: usize },
+    ArbiterAsked { node: usize, epoch: u64, step: Step },
+    ArbiterSets { node: usize, epoch: u64, step: Step, expected: Option<Record>, new: Record },
+    ArbiterReply { node: usize, epoch: u64, reply: Result<Record, ArbitrationError> },
+    ClientAsks { client: usize, number: u64 },
+    ClientHears { reply: Reply },
+    Fault,
+    Heal { from: usize, to: usize },
+    Restart { node: usize, epoch: u64 },
+}
+
+impl What {
+    /// The node that does it, if that node can stand still.
+    fn node(&self) -> Option<usize> {
+        match self {
+            What::Timer { node, .. }
+            | What::Thread { node, .. }
+            | What::Hop { node, .. }
+            | What::Dialled { node, .. }
+            | What::Connected { node, .. }
+            | What::ArbiterReply { node, .. } => Some(*node),
+            _ => None,
+        }
+    }
+}
+
+struct Scheduled {
+    at_ns: u64,
+    number: u64,
+    what: What,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at_ns, self.number).cmp(&(other.at_ns, other.number))
+    }
+}
+
+struct World {
+    options: Options,
+    toy: ToyConfig,
+    policy: OnBackupLoss,
+    now_ns: u64,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    scheduled: u64,
+    random: Random,
+    nodes: Vec<Node>,
+    network: Network,
+    arbiter: MemoryArbiter,
+    /// Per term: the backup registered last.
+    registered: BTreeMap<u64, String>,
+    clients: Vec<(Client, u64)>,
+    checks: Checks,
+    coverage: Coverage,
+    healing: bool,
+    powering_off: bool,
+    defect_used: bool,
+}
+
+impl World {
+    fn new(options: Options) -> Self {
+        let mut random = Random::new(options.seed);
+        let latency_ns = *random.pick(&[(20_000, 120_000), (100_000, 2_000_000), (1_000_000, 9_000_000)]);
+        let policy = match random.chance(250) {
+            true => OnBackupLoss::Pause,
+            false => OnBackupLoss::Continue,
+        };
+        let clients = (0..random.between(1, 4)).map(|id| (Client::new(id as u8, random.fork()), 0)).collect();
+        let mut world = World {
+            options,
+            toy: ToyConfig { tick_ns: 15_000_000, instruction_ns: 1_000, ..ToyConfig::default() },
+            policy,
+            now_ns: 0,
+            queue: BinaryHeap::new(),
+            scheduled: 0,
+            random,
+            nodes: vec![Node::new("a"), Node::new("b")],
+            network: Network::new(HOSTS, latency_ns),
+            arbiter: MemoryArbiter::default(),
+            registered: BTreeMap::new(),
+            clients,
+            checks: Checks::default(),
+            coverage: Coverage::new(),
+            healing: false,
+            powering_off: false,
+            defect_used: false,
+        };
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        let step = Step::ClaimStart { node: "a".to_owned(), authority: Authority::Rules };
+        arbitrate(&self.arbiter, &step).expect("an empty arbiter lets anybody start");
+        let machine = ToyMachine::new(self.toy);
+        let start = PrimacyStart::boot(&machine.identity(), 1);
+        self.start_primary(0, machine, start);
+        let seed = Event::Entropy(Bytes::from(self.random.next_u64().to_le_bytes().to_vec()));
+        self.hop(0, Hop::ToVcpu(ToVcpu::Input(seed)));
+        let join_ns = self.random.between(0, 400 * MILLISECOND_NS);
+        let epoch = self.nodes[1].epoch;
+        self.schedule(join_ns, What::Restart { node: 1, epoch });
+        for client in 0..self.clients.len() {
+            self.schedule(
+                self.random.clone().between(0, MILLISECOND_NS),
+                What::ClientAsks { client, number: 0 },
+            );
+        }
+        let first_ns = self.random.between(5, 700) * MILLISECOND_NS;
+        self.schedule(first_ns, What::Fault);
+    }
+
+    /// Faults, then recovery, then the last look.
+    fn play(&mut self) {
+        self.run_until(self.options.faults_for_ns);
+        self.heal_all();
+        let quiet_ns = self.now_ns + 25_000 * MILLISECOND_NS;
+        while self.now_ns < quiet_ns && !self.is_settled() && self.checks.violations().is_empty() {
+            self.run_until(self.now_ns + 50 * MILLISECOND_NS);
+        }
+        if self.checks.violations().is_empty() && !self.is_settled() {
+            let states: Vec<String> = self.nodes.iter().map(describe).collect();
+            let open = self.clients.iter().filter(|(client, _)| !client.is_done()).count();
+            let record = self.arbiter.read().ok().flatten();
+            self.checks.violation(format!(
+                "liveness: after all faults healed, {open} clients wait; nodes: {states:?}; record: {record:?}"
+            ));
+        }
+        self.final_checks();
+        if self.checks.violations().is_empty() && self.random.chance(250) {
+            self.power_off();
+        }
+    }
+
+    /// The guest powers itself off: both sides end, the last answer leaves, and the record lets
+    /// the next start happen.
+    fn power_off(&mut self) {
+        self.powering_off = true;
+        let request = Request { client: u8::MAX, number: 1, operation: ledger::Operation::PowerOff };
+        let holder = self.nodes.iter().position(|node| matches!(node.role, Role::Primary(_)));
+        let Some(node) = holder else { return };
+        let event = Event::NetworkIn { port: 0, frame: request.to_frame() };
+        self.hop(node, Hop::ToVcpu(ToVcpu::Input(event)));
+        self.run_until(self.now_ns + 3_000 * MILLISECOND_NS);
+        let record = self.arbiter.read().ok().flatten();
+        let ended = self.coverage.get("guest ended").copied().unwrap_or(0);
+        let free = record.as_ref().is_some_and(|record| record.backup.is_none());
+        if ended != 2 || !free || !self.checks.has_answered(u8::MAX) {
+            let states: Vec<String> = self.nodes.iter().map(describe).collect();
+            let text = format!("a power-off ended {ended} of 2 sides: {states:?}, record: {record:?}");
+            self.checks.violation(text);
+        }
+    }
+
+    fn final_checks(&mut self) {
+        let history: Vec<_> = self.clients.iter().flat_map(|(client, _)| client.history().to_vec()).collect();
+        let ledger =
+            self.holder().filter(|_| self.is_settled()).map(|live| live.vcpu.recorder().machine().ledger());
+        *self.coverage.entry("operations".to_owned()).or_default() += history.len() as u64;
+        if self.checks.violations().is_empty() {
+            self.checks.finish(&history, ledger);
+        }
+    }
+
+    fn run_until(&mut self, until_ns: u64) {
+        while self.queue.peek().is_some_and(|Reverse(next)| next.at_ns <= until_ns) {
+            let Some(Reverse(next)) = self.queue.pop() else { break };
+            self.now_ns = next.at_ns;
+            self.happen(next.what);
+        }
+        self.now_ns = self.now_ns.max(until_ns);
+    }
+
+    /// Every client is answered, and the machine is protected.
+    fn is_settled(&self) -> bool {
+        let protected = self.holder().is_some_and(|live| live.core.is_protected());
+        protected && self.clients.iter().all(|(client, _)| client.is_done())
+    }
+
+    /// The primary that the record names: a stale one may still believe in itself.
+    fn holder(&self) -> Option<&LivePrimary> {
+        let record = self.arbiter.read().ok().flatten()?;
+        self.nodes.iter().filter(|node| node.name == record.holder).find_map(|node| match &node.role {
+            Role::Primary(live) if live.core.term() == record.term => Some(&**live),
+            _ => None,
+        })
+    }
+
+    fn schedule(&mut self, at_ns: u64, what: What) {
+        self.scheduled += 1;
+        self.queue.push(Reverse(Scheduled { at_ns, number: self.scheduled, what }));
+    }
+
+    fn count(&mut self, what: &str) {
+        *self.coverage.entry(what.to_owned()).or_default() += 1;
+    }
+
+    fn trace(&self, text: impl FnOnce() -> String) {
+        if self.options.trace {
+            println!("{:>13.6} ms  {}", self.now_ns as f64 / MILLISECOND_NS as f64, text());
+        }
+    }
+
+    fn happen(&mut self, what: What) {
+        if let Some(node) = what.node()
+            && self.nodes[node].paused_until_ns > self.now_ns
+        {
+            let until_ns = self.nodes[node].paused_until_ns;
+            return self.schedule(until_ns, what);
+        }
+        match what {
+            What::Timer { node, epoch, number } => {
+                if self.lives(node, epoch) && self.nodes[node].timer == number {
+                    self.timer(node);
+                }
+            }
+            What::Thread { node, epoch, number } => {
+                if self.lives(node, epoch) && self.nodes[node].thread == number {
+                    self.thread_turn(node);
+                }
+            }
+            What::Hop { node, epoch, hop } if self.lives(node, epoch) => self.hop_arrives(node, hop),
+            What::Dialled { node, epoch } if self.lives(node, epoch) => self.dialled(node),
+            What::Connected { node, epoch, link } => self.accepted(node, epoch, link),
+            What::Wire { link, end, frame } => self.frame_arrives(link, end, frame),
+            What::Closed { link, end } => self.close_end(link, end),
+            What::ArbiterAsked { node, epoch, step } => self.arbiter_asked(node, epoch, step),
+            What::ArbiterSets { node, epoch, step, expected, new } => {
+                self.arbiter_sets(node, epoch, step, expected, new);
+            }
+            What::ArbiterReply { node, epoch, reply } if self.lives(node, epoch) => {
+                self.arbiter_replies(node, reply);
+            }
+            What::ClientAsks { client, number } => self.client_asks(client, number),
+            What::ClientHears { reply } => self.client_hears(&reply),
+            What::Fault => self.fault(),
+            What::Heal { from, to } => self.heal(from, to),
+            What::Restart { node, epoch } if self.lives(node, epoch) => self.start_backup(node),
+            What::Hop { .. } | What::Dialled { .. } | What::ArbiterReply { .. } | What::Restart { .. } => {}
+        }
+    }
+
+    fn lives(&self, node: usize, epoch: u64) -> bool {
+        self.nodes[node].epoch == epoch
+    }
+}
+
+fn describe(node: &Node) -> String {
+    match &node.role {
+        Role::Down => format!("{}: down", node.name),
+        Role::Primary(live) => {
+            format!("{}: primary of term {}, {}", node.name, live.core.term(), live.core.state_name())
+        }
+        Role::Backup(standing) => {
+            format!("{}: backup in term {}, {}", node.name, standing.core.term(), standing.core.state_name())
+        }
+    }
+}

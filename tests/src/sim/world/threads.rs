@@ -1,0 +1,309 @@
+//! A node's threads, and what its cores want of the world.
+
+use super::*;
+
+impl World {
+    pub(super) fn start_primary(&mut self, node: usize, machine: ToyMachine, start: PrimacyStart) {
+        let mut config = primary::CoreConfig::new(VM, &self.nodes[node].name, machine.identity());
+        config.on_backup_loss = self.policy;
+        // Small bounds, so that runs of a few seconds meet them.
+        config.tail_max_bytes = 6_000;
+        config.unacked_max_bytes = 24_000;
+        config.checkpoint_bite_pages = 5;
+        config.checkpoint_window_bytes = 40_000;
+        let now_ns = self.now_ns;
+        self.nodes[node].role = Role::Primary(live_primary(config, machine, start, now_ns));
+        self.wake_thread(node, now_ns);
+        self.pump(node);
+    }
+
+    pub(super) fn start_backup(&mut self, node: usize) {
+        let machine = ToyMachine::new(self.toy);
+        let mut config = backup::CoreConfig::new(VM, &self.nodes[node].name, machine.identity());
+        config.has_boot_images = self.random.chance(500);
+        config.unreplayed_max_bytes = 20_000;
+        let defect = (self.options.mutation == Some(Mutation::FlipBit) && !self.defect_used)
+            .then_some(Defect::FlipBit { icount: 9_000 });
+        self.defect_used = true;
+        let now_ns = self.now_ns;
+        self.count("start backup");
+        self.trace(|| format!("{} starts as a backup", self.nodes[node].name));
+        self.nodes[node].role = Role::Backup(standing_backup(config, self.toy, defect, now_ns));
+        self.pump(node);
+    }
+
+    /// The process of a node is gone.
+    pub(super) fn stop_node(&mut self, node: usize, restart_after_ns: u64) {
+        self.end_node(node);
+        let epoch = self.nodes[node].epoch;
+        self.schedule(self.now_ns + restart_after_ns, What::Restart { node, epoch });
+    }
+
+    /// The process of a node is gone for good.
+    pub(super) fn end_node(&mut self, node: usize) {
+        self.nodes[node].remember_covered();
+        self.nodes[node].role = Role::Down;
+        self.nodes[node].epoch += 1;
+        self.nodes[node].last_hop_ns = [0; 4];
+        let links: Vec<(u64, usize)> = self
+            .network
+            .links
+            .iter()
+            .filter(|(_, link)| link.ends.contains(&node))
+            .map(|(id, link)| (*id, link.end_of(node)))
+            .collect();
+        for (id, end) in links {
+            self.shut(id, end);
+        }
+    }
+
+    pub(super) fn hop(&mut self, node: usize, hop: Hop) {
+        let delay_ns = self.random.between(2_000, 40_000);
+        let last = &mut self.nodes[node].last_hop_ns[hop.queue()];
+        *last = (*last + 1).max(self.now_ns + delay_ns);
+        let (at_ns, epoch) = (*last, self.nodes[node].epoch);
+        self.schedule(at_ns, What::Hop { node, epoch, hop });
+    }
+
+    pub(super) fn wake_thread(&mut self, node: usize, at_ns: u64) {
+        self.nodes[node].thread += 1;
+        let (epoch, number) = (self.nodes[node].epoch, self.nodes[node].thread);
+        self.schedule(at_ns, What::Thread { node, epoch, number });
+    }
+
+    pub(super) fn hop_arrives(&mut self, node: usize, hop: Hop) {
+        let now_ns = self.now_ns;
+        match (hop, &mut self.nodes[node].role) {
+            (Hop::ToVcpu(message), Role::Primary(live)) => {
+                match message {
+                    ToVcpu::Input(event) => live.vcpu.handle_input(event, now_ns),
+                    ToVcpu::Request(request) => live.vcpu.handle_request(request, now_ns),
+                    ToVcpu::Brake(braked) => live.vcpu.brake(braked, now_ns),
+                }
+                self.wake_thread(node, now_ns);
+            }
+            (Hop::FromVcpu(message), Role::Primary(live)) => {
+                if self.options.mutation == Some(Mutation::ReleaseEarly)
+                    && let FromMachine::Recorded(recorded) = &message
+                {
+                    let (term, outputs) = (live.core.term(), recorded.outputs.clone());
+                    outputs.iter().for_each(|output| self.release(node, term, output));
+                }
+                let Role::Primary(live) = &mut self.nodes[node].role else { return };
+                live.core.handle_machine(message, now_ns);
+                self.pump(node);
+            }
+            (Hop::ToReplayer(command), Role::Backup(standing)) => {
+                standing.worker.handle(command);
+                self.wake_thread(node, now_ns);
+            }
+            (Hop::FromReplayer(report), Role::Backup(_)) => {
+                if let ReplayReport::Diverged(divergence) = &report.report
+                    && self.options.mutation != Some(Mutation::FlipBit)
+                {
+                    let (name, text) = (self.nodes[node].name.clone(), divergence.to_string());
+                    return self.checks.diverged(&name, &text);
+                }
+                if matches!(report.report, ReplayReport::Diverged(_)) {
+                    // What it acknowledged before may leave until its primary hears of it.
+                    self.nodes[node].remember_covered();
+                }
+                if let Some(standing) = self.nodes[node].backup() {
+                    standing.core.handle_replayed(report, now_ns);
+                }
+                self.pump(node);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn thread_turn(&mut self, node: usize) {
+        let now_ns = self.now_ns;
+        let slow = self.nodes[node].slow_until_ns > now_ns;
+        let effort_ns = self.random.between(20_000, 130_000) * if slow { 12 } else { 1 };
+        let mut hops = Vec::new();
+        let next_ns = match &mut self.nodes[node].role {
+            Role::Primary(live) => {
+                let step = live.vcpu.turn(now_ns);
+                hops.extend(std::iter::from_fn(|| live.vcpu.poll()).map(Hop::FromVcpu));
+                match step {
+                    VcpuStep::Continue => Some(now_ns + effort_ns),
+                    VcpuStep::Sleep { until_ns } => until_ns.map(|until_ns| until_ns.max(now_ns + 1_000)),
+                    VcpuStep::Stalled | VcpuStep::Halted { .. } | VcpuStep::HostFault { .. } => None,
+                }
+            }
+            Role::Backup(standing) => {
+                let more = standing.worker.turn(if slow { 60 } else { 600 });
+                hops.extend(std::iter::from_fn(|| standing.worker.poll()).map(Hop::FromReplayer));
+                more.then_some(now_ns + effort_ns)
+            }
+            Role::Down => None,
+        };
+        hops.into_iter().for_each(|hop| self.hop(node, hop));
+        if let Some(next_ns) = next_ns {
+            self.wake_thread(node, next_ns);
+        }
+    }
+
+    pub(super) fn timer(&mut self, node: usize) {
+        let now_ns = self.now_ns;
+        match &mut self.nodes[node].role {
+            Role::Primary(live) => live.core.handle_timeout(now_ns),
+            Role::Backup(standing) => standing.core.handle_timeout(now_ns),
+            Role::Down => return,
+        }
+        self.pump(node);
+    }
+
+    pub(super) fn pump(&mut self, node: usize) {
+        match &self.nodes[node].role {
+            Role::Primary(_) => self.pump_primary(node),
+            Role::Backup(_) => self.pump_backup(node),
+            Role::Down => return,
+        }
+        let now_ns = self.now_ns;
+        let due_ns = match &self.nodes[node].role {
+            Role::Primary(live) => live.core.poll_timeout(),
+            Role::Backup(standing) => standing.core.poll_timeout(),
+            Role::Down => None,
+        };
+        if let Some(due_ns) = due_ns {
+            self.nodes[node].timer += 1;
+            let (epoch, number) = (self.nodes[node].epoch, self.nodes[node].timer);
+            self.schedule(due_ns.max(now_ns + 1_000), What::Timer { node, epoch, number });
+        }
+    }
+
+    pub(super) fn pump_primary(&mut self, node: usize) {
+        let now_ns = self.now_ns;
+        loop {
+            let Some(live) = self.nodes[node].primary() else { return };
+            let Some(output) = live.core.poll_release(now_ns) else { break };
+            let term = live.core.term();
+            self.release(node, term, &output);
+        }
+        let Some(live) = self.nodes[node].primary() else { return };
+        let (mut sends, mut closes) = (Vec::new(), Vec::new());
+        let ids: Vec<_> = live.core.sending().collect();
+        for id in ids {
+            while let Some(message) = live.core.poll_transmit(id, true) {
+                sends.push((id.0, message));
+            }
+        }
+        closes.extend(std::iter::from_fn(|| live.core.poll_close()));
+        let requests: Vec<_> = std::iter::from_fn(|| live.core.poll_machine_request()).collect();
+        let step = live.core.poll_arbiter_request(now_ns);
+        let events: Vec<_> = std::iter::from_fn(|| live.core.poll_event()).collect();
+        let stall = live.core.wants_stall();
+        let brake = (stall != live.braked).then_some(stall);
+        live.braked = stall;
+        let finished = live.core.finished().cloned();
+        sends.into_iter().for_each(|(link, message)| self.send(node, link, &message));
+        closes.into_iter().for_each(|id| self.close_link(node, id.0));
+        requests.into_iter().for_each(|request| self.hop(node, Hop::ToVcpu(ToVcpu::Request(request))));
+        if let Some(braked) = brake {
+            self.count(if braked { "brake" } else { "brake off" });
+            self.hop(node, Hop::ToVcpu(ToVcpu::Brake(braked)));
+        }
+        if let Some(step) = step {
+            self.ask_arbiter(node, step);
+        }
+        events.iter().for_each(|event| self.note_primary(node, event));
+        if let Some(finish) = finished {
+            self.primary_finished(node, &finish);
+        }
+    }
+
+    pub(super) fn pump_backup(&mut self, node: usize) {
+        let now_ns = self.now_ns;
+        let Some(standing) = self.nodes[node].backup() else { return };
+        let core = &mut standing.core;
+        let commands: Vec<_> = std::iter::from_fn(|| core.poll_replayer()).collect();
+        let sends: Vec<_> = std::iter::from_fn(|| core.poll_transmit()).collect();
+        let closes: Vec<_> = std::iter::from_fn(|| core.poll_close()).collect();
+        let dial = core.poll_dial(now_ns);
+        let step = core.poll_arbiter_request(now_ns);
+        let events: Vec<_> = std::iter::from_fn(|| core.poll_event()).collect();
+        let finished = core.finished().cloned();
+        commands.into_iter().for_each(|command| self.hop(node, Hop::ToReplayer(command)));
+        sends.into_iter().for_each(|(id, message)| self.send(node, id.0, &message));
+        closes.into_iter().for_each(|id| self.close_link(node, id.0));
+        if dial {
+            let delay_ns = 2 * self.network.delay_ns(&mut self.random);
+            let epoch = self.nodes[node].epoch;
+            self.schedule(now_ns + delay_ns, What::Dialled { node, epoch });
+        }
+        if let Some(step) = step {
+            self.ask_arbiter(node, step);
+        }
+        events.iter().for_each(|event| self.note_backup(node, event));
+        if let Some(finish) = finished {
+            self.backup_finished(node, finish);
+        }
+    }
+
+    pub(super) fn release(&mut self, node: usize, term: u64, output: &LoggedOutput) {
+        let record = self.arbiter.read().ok().flatten();
+        let backup = self.registered.get(&term);
+        let backup_covers = self
+            .nodes
+            .iter()
+            .filter(|other| Some(&other.name) == backup)
+            .find_map(|other| other.covers(term));
+        let custody = Custody { record: record.as_ref(), backup_covers };
+        let name = self.nodes[node].name.clone();
+        self.checks.released(&name, term, output, custody);
+        if let Output::Frame { frame, .. } = &output.output
+            && let Some(reply) = Reply::from_frame(frame)
+            && !self.random.chance(15)
+        {
+            let delay_ns = self.random.between(50_000, 400_000);
+            self.schedule(self.now_ns + delay_ns, What::ClientHears { reply });
+        }
+    }
+
+    pub(super) fn primary_finished(&mut self, node: usize, finish: &PrimaryFinish) {
+        match finish {
+            PrimaryFinish::Fenced { .. } => self.count("fenced"),
+            PrimaryFinish::Stopped => self.count("stopped"),
+            PrimaryFinish::GuestEnded { .. } => self.count("guest ended"),
+            PrimaryFinish::HostFault { .. } => self.count("host fault"),
+        }
+        self.trace(|| format!("{} finished: {finish:?}", self.nodes[node].name));
+        if self.powering_off {
+            return self.end_node(node);
+        }
+        // Whoever runs it starts it again, as a backup.
+        let after_ns = self.random.between(20, 300) * MILLISECOND_NS;
+        self.stop_node(node, after_ns);
+    }
+
+    pub(super) fn backup_finished(&mut self, node: usize, finish: BackupFinish) {
+        self.trace(|| format!("{} finished: {finish:?}", self.nodes[node].name));
+        if self.powering_off && matches!(finish, BackupFinish::GuestEnded { .. }) {
+            self.count("guest ended");
+            return self.end_node(node);
+        }
+        let BackupFinish::TakenOver(mut start) = finish else {
+            self.checks.violation(format!("{} ended as a backup: {finish:?}", self.nodes[node].name));
+            return;
+        };
+        self.count("takeover");
+        self.nodes[node].covered.insert(start.from.term - 1, start.outputs_logged);
+        let Role::Backup(standing) = std::mem::replace(&mut self.nodes[node].role, Role::Down) else {
+            return;
+        };
+        let Some(machine) = standing.worker.into_machine() else {
+            return self.checks.violation("a takeover without a machine".to_owned());
+        };
+        if self.options.mutation == Some(Mutation::ForgetReissue) {
+            start.reissue.clear();
+        }
+        let name = self.nodes[node].name.clone();
+        self.checks.took_over(&name, machine.ledger().0);
+        self.nodes[node].epoch += 1;
+        self.nodes[node].last_hop_ns = [0; 4];
+        self.start_primary(node, machine, *start);
+        self.hop(node, Hop::ToVcpu(ToVcpu::Input(Event::Control(log_format::Control::Announce))));
+    }
+}
