@@ -1,6 +1,7 @@
 //! Stands by: store, replay, verify, detect failure, take over.
 
 mod core;
+pub mod driver;
 mod replayer;
 mod worker;
 

@@ -6,10 +6,11 @@
 
 pub mod arbiter;
 pub mod arbitration;
+pub mod clock;
 pub mod detector;
-pub mod lane;
 pub mod handshake;
 pub mod keys;
+pub mod lane;
 pub mod pacing;
 pub mod proxy;
 pub mod tls;

@@ -2,6 +2,7 @@
 
 mod batcher;
 mod core;
+pub mod driver;
 mod recorder;
 mod vcpu;
 

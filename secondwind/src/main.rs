@@ -4,6 +4,7 @@
 //! divergence was found, 4 fenced: another machine took over. `run`, `record` and `replay`
 //! give the guest's own exit status where it has one.
 
+mod agent;
 mod console;
 mod control;
 mod disk;
@@ -40,6 +41,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Primary(agent::PrimaryArgs),
+    Backup(agent::BackupArgs),
     Drill(drill::DrillArgs),
     Run(live::RunArgs),
     Record(live::RecordArgs),
@@ -55,6 +58,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     trace_to_stderr(cli.verbose);
     let result = match cli.command {
+        Command::Primary(args) => agent::primary(args),
+        Command::Backup(args) => agent::backup(args),
         Command::Drill(args) => drill::drill(args),
         Command::Run(args) => live::run(args),
         Command::Record(args) => live::record(args),

@@ -16,6 +16,7 @@ use crate::options::{VmOptions, parse_size_bytes};
 const LEDGER_ELF: &[u8] = include_bytes!("../../guest/ledger/ledger.elf");
 
 /// Everything that a machine is made of, and what is plugged into it.
+#[derive(Clone)]
 pub struct Vm {
     /// The machine's shape.
     pub config: MachineConfig,

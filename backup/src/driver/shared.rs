@@ -1,0 +1,293 @@
+//! The core, and all that it is connected to, behind one lock.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use link::arbiter::Arbiter;
+use link::arbitration::{Record, Step as ArbiterStep, arbitrate};
+use link::clock::monotonic_ns;
+use link::transport::Sender;
+use log_format::{Output, SealedBatch};
+use netbuf::announce::AddressLearner;
+use store::{LogWriter, StoreError};
+use tokio::sync::{Notify, mpsc as async_mpsc};
+
+use super::DriverError;
+use super::status::BackupStatus;
+use crate::core::{Backup, BackupEvent, ConnectionId, Finish};
+use crate::worker::{FromReplayer, ReplayReport, ToReplayer};
+
+/// What [`Shared`] is made of.
+pub struct Parts {
+    pub backup: Backup,
+    pub learners: Vec<AddressLearner>,
+    pub learn: Option<Box<dyn Fn(&Record) + Send>>,
+    pub store: Option<LogWriter>,
+    pub arbiter: Arc<dyn Arbiter>,
+    pub to_replayer: mpsc::Sender<ToReplayer>,
+    pub events: async_mpsc::UnboundedSender<(u64, BackupEvent)>,
+}
+
+/// The core and its connections. Whoever brings news calls [`Shared::with`].
+pub struct Shared {
+    inner: Mutex<Inner>,
+    runtime: tokio::runtime::Handle,
+    arbiter: Arc<dyn Arbiter>,
+    /// Wakes [`Shared::wait_for_timeout`].
+    changed: Notify,
+    /// Wakes [`Shared::wait_for_room`].
+    room: Notify,
+    /// What [`Shared::wait_for_timeout`] waits for.
+    armed_ns: AtomicU64,
+    log: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
+}
+
+struct Inner {
+    backup: Backup,
+    learners: Vec<AddressLearner>,
+    learn: Option<Box<dyn Fn(&Record) + Send>>,
+    to_log: Option<mpsc::SyncSender<SealedBatch>>,
+    /// `None` once the replay thread is to end.
+    to_replayer: Option<mpsc::Sender<ToReplayer>>,
+    events: async_mpsc::UnboundedSender<(u64, BackupEvent)>,
+    connection: Option<(ConnectionId, Sender)>,
+    divergences: u64,
+    dial_error: Option<String>,
+}
+
+/// Batches that wait for the disk before the link waits for it.
+const LOG_BATCHES: usize = 4096;
+/// How long a goodbye may take to leave.
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+impl Shared {
+    /// Starts the thread that takes the log to the disk.
+    pub fn start(parts: Parts) -> Result<Arc<Shared>, DriverError> {
+        let (to_log, log) = parts.store.map(start_log).transpose()?.unzip();
+        let inner = Inner {
+            backup: parts.backup,
+            learners: parts.learners,
+            learn: parts.learn,
+            to_log,
+            to_replayer: Some(parts.to_replayer),
+            events: parts.events,
+            connection: None,
+            divergences: 0,
+            dial_error: None,
+        };
+        Ok(Arc::new(Shared {
+            inner: Mutex::new(inner),
+            runtime: tokio::runtime::Handle::current(),
+            arbiter: parts.arbiter,
+            changed: Notify::new(),
+            room: Notify::new(),
+            armed_ns: AtomicU64::new(u64::MAX),
+            log: Mutex::new(log),
+        }))
+    }
+
+    /// Hands the core an input, and carries out all that it then wants.
+    pub fn with(self: &Arc<Self>, input: impl FnOnce(&mut Backup, u64)) {
+        let mut inner = self.lock();
+        let now_ns = monotonic_ns();
+        input(&mut inner.backup, now_ns);
+        while let Some(step) = inner.carry_out(now_ns) {
+            self.ask_arbiter(step);
+        }
+        let due_ns = inner.backup.poll_timeout().unwrap_or(u64::MAX);
+        let (over, has_room) = (inner.backup.finished().is_some(), inner.backup.wants_input());
+        drop(inner);
+        if over || due_ns < self.armed_ns.load(Ordering::Acquire) {
+            self.changed.notify_one();
+        }
+        if has_room {
+            self.room.notify_one();
+        }
+    }
+
+    /// The replay thread has something for the core.
+    pub fn handle_replayed(self: &Arc<Self>, report: FromReplayer) {
+        if let ReplayReport::Progress { outputs, .. } = &report.report {
+            let mut inner = self.lock();
+            for logged in outputs {
+                if let Output::Frame { port, frame } = &logged.output
+                    && let Some(learner) = inner.learners.get_mut(usize::from(*port))
+                {
+                    learner.observe(frame);
+                }
+            }
+        }
+        self.with(|backup, now_ns| backup.handle_replayed(report, now_ns));
+    }
+
+    /// Waits until the core wants to know the time, or something else is to be looked at.
+    pub async fn wait_for_timeout(&self) {
+        // Whoever changes the core between here and the sleep leaves a notification.
+        self.armed_ns.store(u64::MAX, Ordering::Release);
+        let due_ns = self.lock().backup.poll_timeout().unwrap_or(u64::MAX);
+        self.armed_ns.store(due_ns, Ordering::Release);
+        let left_ns = due_ns.saturating_sub(monotonic_ns()).min(60_000_000_000);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_nanos(left_ns)) => {}
+            () = self.changed.notified() => {}
+        }
+    }
+
+    /// Waits until more log may be received.
+    pub async fn wait_for_room(&self) {
+        while !self.lock().backup.wants_input() {
+            self.room.notified().await;
+        }
+    }
+
+    /// Whether to connect now. The core then waits for what becomes of it.
+    pub fn wants_dial(&self) -> bool {
+        self.lock().backup.poll_dial(monotonic_ns())
+    }
+
+    /// Notes why the primary could not be reached, for the status.
+    pub fn note_dial_error(&self, error: String) {
+        let known = self.lock().dial_error.replace(error.clone());
+        if known.as_ref() != Some(&error) {
+            tracing::info!("{error}");
+        }
+    }
+
+    /// Takes the connection for what the core sends on it.
+    pub fn add_connection(&self, id: ConnectionId, sender: Sender) {
+        let mut inner = self.lock();
+        inner.dial_error = None;
+        inner.connection = Some((id, sender));
+    }
+
+    /// Forgets the connection that ended.
+    pub fn remove_connection(&self, id: ConnectionId) {
+        self.lock().connection.take_if(|(present, _)| *present == id);
+    }
+
+    /// Closes the connection, once what it is to say has left.
+    pub async fn close_connection(&self) {
+        let connection = self.lock().connection.take();
+        if let Some((_, sender)) = connection {
+            let _ = tokio::time::timeout(CLOSE_WITHIN, sender.shutdown()).await;
+        }
+    }
+
+    /// Ends the replay thread, and gives what was learnt of the guest's addresses.
+    pub fn stop(&self) -> Vec<AddressLearner> {
+        let mut inner = self.lock();
+        inner.to_replayer = None;
+        std::mem::take(&mut inner.learners)
+    }
+
+    /// How the backup's life ended.
+    pub fn finished(&self) -> Option<Finish> {
+        self.lock().backup.finished().cloned()
+    }
+
+    /// Waits until the log is on disk.
+    pub fn finish_store(&self) -> Result<(), StoreError> {
+        self.lock().to_log = None;
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
+        log.map_or(Ok(()), |log| log.join().unwrap_or(Ok(())))
+    }
+
+    /// What there is to show.
+    pub fn status(&self) -> BackupStatus {
+        self.lock().status()
+    }
+
+    fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
+        let shared = Arc::clone(self);
+        self.runtime.spawn_blocking(move || {
+            let reply = arbitrate(&*shared.arbiter, &step);
+            shared.with(|backup, now_ns| backup.handle_arbiter_reply(reply, now_ns));
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic under the lock is a bug that the panicking thread reports; the core's state
+        // is then as good as any for an orderly end.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Carries out what the core wants, up to a question for the arbiter.
+    fn carry_out(&mut self, now_ns: u64) -> Option<ArbiterStep> {
+        // The acknowledgement first: the primary's output waits for it.
+        while let Some((id, message)) = self.backup.poll_transmit() {
+            let Some((_, sender)) = self.connection.as_ref().filter(|(present, _)| *present == id) else {
+                continue;
+            };
+            if let Err(error) = sender.try_send(&message) {
+                tracing::info!("the connection is given up: {error}");
+                sender.abort();
+            }
+        }
+        while let Some(id) = self.backup.poll_close() {
+            // The last sender that goes closes the connection once all is sent.
+            self.connection.take_if(|(present, _)| *present == id);
+        }
+        while let Some(command) = self.backup.poll_replayer() {
+            if let Some(to_replayer) = &self.to_replayer {
+                // Without the replay thread the backup is at its end.
+                let _ = to_replayer.send(command);
+            }
+        }
+        while let Some(batch) = self.backup.poll_store() {
+            if self.to_log.as_ref().is_some_and(|to_log| to_log.send(batch).is_err()) {
+                // The thread's own error is given at the end.
+                self.to_log = None;
+                self.backup.handle_operator(crate::core::Operator::Stop);
+            }
+        }
+        while let Some(event) = self.backup.poll_event() {
+            tracing::info!("{event:?}");
+            match (&event, &self.learn) {
+                (BackupEvent::Registered { record }, Some(learn)) => learn(record),
+                (BackupEvent::Diverged(_), _) => self.divergences += 1,
+                _ => {}
+            }
+            let _ = self.events.send((now_ns, event));
+        }
+        self.backup.poll_arbiter_request(now_ns)
+    }
+
+    fn status(&self) -> BackupStatus {
+        let backup = &self.backup;
+        let (held, progress) = (backup.held(), backup.progress());
+        BackupStatus {
+            state: backup.state_name().to_owned(),
+            registered: backup.is_registered(),
+            in_step: backup.is_in_step(),
+            term: backup.term(),
+            primary: backup.primary().to_owned(),
+            held_sequence: held.map_or(0, |held| held.sequence),
+            held_icount: held.map_or(0, |held| held.moment.icount),
+            replayed_icount: progress.map_or(0, |progress| progress.moment.icount),
+            lag_bytes: backup.unreplayed_bytes(),
+            digests_compared: progress.map_or(0, |progress| progress.digests_verified),
+            outputs_verified: progress.map_or(0, |progress| progress.outputs_verified),
+            held_outputs: backup.held_outputs() as u64,
+            digests_diverged: self.divergences,
+            last_dial_error: self.dial_error.clone(),
+        }
+    }
+}
+
+type LogThread = JoinHandle<Result<(), StoreError>>;
+
+fn start_log(mut writer: LogWriter) -> Result<(mpsc::SyncSender<SealedBatch>, LogThread), DriverError> {
+    let (sender, batches) = mpsc::sync_channel::<SealedBatch>(LOG_BATCHES);
+    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
+        while let Ok(batch) = batches.recv() {
+            writer.append(&batch)?;
+        }
+        writer.finish()
+    });
+    Ok((sender, thread.map_err(DriverError::Thread)?))
+}

@@ -1,0 +1,352 @@
+//! The core, and all that it is connected to, behind one lock.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bytes::Bytes;
+use link::arbiter::Arbiter;
+use link::arbitration::{Step as ArbiterStep, arbitrate};
+use link::clock::monotonic_ns;
+use link::transport::Sender;
+use log_format::{LoggedOutput, Output, SealedBatch};
+use netbuf::announce::AddressLearner;
+use netbuf::port::PortSender;
+use store::{LogWriter, StoreError};
+use tokio::sync::{Notify, mpsc as async_mpsc};
+
+use super::DriverError;
+use super::status::{BackupView, PrimaryStatus};
+use super::vcpu_thread::ToVcpu;
+use crate::core::{ConnectionId, Finish, Primary, PrimaryEvent};
+
+/// What [`Shared`] is made of.
+pub struct Parts {
+    pub primary: Primary,
+    pub ports: Vec<PortSender>,
+    pub learners: Vec<AddressLearner>,
+    pub console: Box<dyn Write + Send>,
+    pub store: Option<LogWriter>,
+    pub arbiter: Arc<dyn Arbiter>,
+    pub to_vcpu: mpsc::Sender<ToVcpu>,
+    pub events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
+}
+
+/// The core and its connections. Whoever brings news calls [`Shared::with`].
+pub struct Shared {
+    inner: Mutex<Inner>,
+    runtime: tokio::runtime::Handle,
+    arbiter: Arc<dyn Arbiter>,
+    /// Wakes [`Shared::wait_for_timeout`] when the time it waits for came nearer, and
+    /// whoever looks at `finished` and `failure`.
+    changed: Notify,
+    /// What [`Shared::wait_for_timeout`] waits for.
+    armed_ns: AtomicU64,
+    log: Mutex<Option<LogThread>>,
+}
+
+struct Inner {
+    primary: Primary,
+    ports: Vec<PortSender>,
+    learners: Vec<AddressLearner>,
+    console: mpsc::SyncSender<Bytes>,
+    to_log: Option<mpsc::SyncSender<SealedBatch>>,
+    to_vcpu: mpsc::Sender<ToVcpu>,
+    events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
+    connections: BTreeMap<ConnectionId, Sender>,
+    braked: bool,
+    /// Something could not be sent for want of room: try again soon.
+    crowded: bool,
+    failure: Option<DriverError>,
+    checkpoint_pause_ns: Option<u64>,
+}
+
+struct LogThread {
+    thread: JoinHandle<Result<(), StoreError>>,
+}
+
+/// Console pieces that wait for a slow reader before more are dropped.
+const CONSOLE_PIECES: usize = 4096;
+/// Batches that wait for the disk before the machine waits for them.
+const LOG_BATCHES: usize = 4096;
+/// The log lane takes messages up to here, half of what the transport allows.
+const LOG_LANE_BYTES: usize = 4 << 20;
+/// The bulk lane takes checkpoint parts up to here.
+const BULK_LANE_BYTES: usize = 512 << 10;
+/// How soon sending is tried again when a lane was full.
+const CROWDED_RETRY_NS: u64 = 1_000_000;
+/// How long a goodbye may take to leave.
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+impl Shared {
+    /// Starts the threads that take console output and the log to where they go.
+    pub fn start(parts: Parts) -> Result<Arc<Shared>, DriverError> {
+        let (console, pieces) = mpsc::sync_channel::<Bytes>(CONSOLE_PIECES);
+        let mut sink = parts.console;
+        let thread = std::thread::Builder::new().name("console".into());
+        thread
+            .spawn(move || {
+                while let Ok(piece) = pieces.recv() {
+                    // A console that nobody reads does not stop the machine.
+                    let _ = sink.write_all(&piece).and_then(|()| sink.flush());
+                }
+            })
+            .map_err(DriverError::Thread)?;
+        let (to_log, log) = parts.store.map(start_log).transpose()?.unzip();
+        let inner = Inner {
+            primary: parts.primary,
+            ports: parts.ports,
+            learners: parts.learners,
+            console,
+            to_log,
+            to_vcpu: parts.to_vcpu,
+            events: parts.events,
+            connections: BTreeMap::new(),
+            braked: false,
+            crowded: false,
+            failure: None,
+            checkpoint_pause_ns: None,
+        };
+        Ok(Arc::new(Shared {
+            inner: Mutex::new(inner),
+            runtime: tokio::runtime::Handle::current(),
+            arbiter: parts.arbiter,
+            changed: Notify::new(),
+            armed_ns: AtomicU64::new(u64::MAX),
+            log: Mutex::new(log),
+        }))
+    }
+
+    /// Hands the core an input, and carries out all that it then wants.
+    pub fn with(self: &Arc<Self>, input: impl FnOnce(&mut Primary, u64)) {
+        let mut inner = self.lock();
+        let now_ns = monotonic_ns();
+        input(&mut inner.primary, now_ns);
+        while let Some(step) = inner.carry_out(now_ns) {
+            self.ask_arbiter(step);
+        }
+        let due_ns = inner.due_ns(now_ns);
+        let over = inner.primary.finished().is_some() || inner.failure.is_some();
+        drop(inner);
+        if over || due_ns < self.armed_ns.load(Ordering::Acquire) {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Waits until the core wants to know the time, or something else is to be looked at.
+    pub async fn wait_for_timeout(&self) {
+        // Whoever changes the core between here and the sleep leaves a notification.
+        self.armed_ns.store(u64::MAX, Ordering::Release);
+        let now_ns = monotonic_ns();
+        let due_ns = self.lock().due_ns(now_ns);
+        self.armed_ns.store(due_ns, Ordering::Release);
+        let left = Duration::from_nanos(due_ns.saturating_sub(now_ns).min(60_000_000_000));
+        tokio::select! {
+            () = tokio::time::sleep(left) => {}
+            () = self.changed.notified() => {}
+        }
+    }
+
+    /// Takes a connection for what the core sends on it.
+    pub fn add_connection(&self, id: ConnectionId, sender: Sender) {
+        self.lock().connections.insert(id, sender);
+    }
+
+    /// Forgets a connection that ended.
+    pub fn remove_connection(&self, id: ConnectionId) {
+        self.lock().connections.remove(&id);
+    }
+
+    /// Tells the machine's thread something.
+    pub fn to_vcpu(&self, command: ToVcpu) {
+        // A machine's thread that has ended needs nothing more.
+        let _ = self.lock().to_vcpu.send(command);
+    }
+
+    /// The error that ended the primacy.
+    pub fn take_failure(&self) -> Option<DriverError> {
+        self.lock().failure.take()
+    }
+
+    /// How the primacy ended.
+    pub fn finished(&self) -> Option<Finish> {
+        self.lock().primary.finished().cloned()
+    }
+
+    /// Notes how long the guest stood still for a checkpoint.
+    pub fn note_checkpoint_pause(&self, pause_ns: u64) {
+        self.lock().checkpoint_pause_ns = Some(pause_ns);
+    }
+
+    /// Sends the guest's addresses from every port.
+    pub fn announce(&self) {
+        let inner = self.lock();
+        for (port, learner) in inner.ports.iter().zip(&inner.learners) {
+            learner.announcement().into_iter().for_each(|frame| port.send(frame));
+        }
+    }
+
+    /// Closes what connections are left, once what they are to say has left.
+    pub async fn close_connections(&self) {
+        let connections = std::mem::take(&mut self.lock().connections);
+        for sender in connections.into_values() {
+            let _ = tokio::time::timeout(CLOSE_WITHIN, sender.shutdown()).await;
+        }
+    }
+
+    /// Waits until the log is on disk.
+    pub fn finish_store(&self) -> Result<(), StoreError> {
+        self.lock().to_log = None;
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
+        log.map_or(Ok(()), |log| log.thread.join().unwrap_or(Ok(())))
+    }
+
+    /// What there is to show.
+    pub fn status(&self) -> PrimaryStatus {
+        self.lock().status()
+    }
+
+    fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
+        let shared = Arc::clone(self);
+        self.runtime.spawn_blocking(move || {
+            let reply = arbitrate(&*shared.arbiter, &step);
+            shared.with(|primary, now_ns| primary.handle_arbiter_reply(reply, now_ns));
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic under the lock is a bug that the panicking thread reports; the core's state
+        // is then as good as any for an orderly end.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Carries out what the core wants, up to a question for the arbiter.
+    fn carry_out(&mut self, now_ns: u64) -> Option<ArbiterStep> {
+        while let Some(output) = self.primary.poll_release(now_ns) {
+            self.release(output);
+        }
+        self.transmit();
+        while let Some(id) = self.primary.poll_close() {
+            // The last sender that goes closes the connection once all is sent.
+            self.connections.remove(&id);
+        }
+        while let Some(request) = self.primary.poll_machine_request() {
+            // Without the machine's thread the primacy is at its end.
+            let _ = self.to_vcpu.send(ToVcpu::Request(request));
+        }
+        while let Some(batch) = self.primary.poll_store() {
+            if let Some(to_log) = &self.to_log
+                && to_log.send(batch).is_err()
+            {
+                // The thread's own error says more, and is given at the end.
+                self.to_log = None;
+                self.failure.get_or_insert(DriverError::Log);
+            }
+        }
+        while let Some(event) = self.primary.poll_event() {
+            tracing::info!("{event:?}");
+            let _ = self.events.send((now_ns, event));
+        }
+        let braked = self.primary.wants_stall();
+        if std::mem::replace(&mut self.braked, braked) != braked {
+            let _ = self.to_vcpu.send(ToVcpu::Brake(braked));
+        }
+        self.primary.poll_arbiter_request(now_ns)
+    }
+
+    fn transmit(&mut self) {
+        self.crowded = false;
+        let sending: Vec<ConnectionId> = self.primary.sending().collect();
+        for id in sending {
+            let Some(sender) = self.connections.get(&id) else { continue };
+            loop {
+                let (log_bytes, bulk_bytes) = sender.queued_bytes();
+                if log_bytes >= LOG_LANE_BYTES {
+                    self.crowded = true;
+                    break;
+                }
+                let Some(message) = self.primary.poll_transmit(id, bulk_bytes < BULK_LANE_BYTES) else {
+                    self.crowded |= bulk_bytes >= BULK_LANE_BYTES;
+                    break;
+                };
+                if let Err(error) = sender.try_send(&message) {
+                    // A message that is lost breaks the stream: the other side must join anew.
+                    tracing::info!("the connection is given up: {error}");
+                    sender.abort();
+                    break;
+                }
+            }
+        }
+    }
+
+    fn release(&mut self, logged: LoggedOutput) {
+        match logged.output {
+            Output::Frame { port, frame } => {
+                let port = usize::from(port);
+                if let Some(learner) = self.learners.get_mut(port) {
+                    learner.observe(&frame);
+                }
+                if let Some(sender) = self.ports.get(port) {
+                    sender.send(frame);
+                }
+            }
+            Output::Console(bytes) => {
+                // Dropped when nobody reads the console.
+                let _ = self.console.try_send(bytes);
+            }
+        }
+    }
+
+    fn due_ns(&self, now_ns: u64) -> u64 {
+        let retry_ns = self.crowded.then(|| now_ns.saturating_add(CROWDED_RETRY_NS));
+        self.primary.poll_timeout().into_iter().chain(retry_ns).min().unwrap_or(u64::MAX)
+    }
+
+    fn status(&self) -> PrimaryStatus {
+        let primary = &self.primary;
+        let (position, _) = primary.position();
+        let (batches_sealed, log_bytes) = primary.log_written();
+        let buffer = primary.buffer_statistics();
+        PrimaryStatus {
+            state: primary.state_name().to_owned(),
+            protected: primary.is_protected(),
+            term: primary.term(),
+            icount: position.moment.icount,
+            guest_ms: position.moment.time_ns / 1_000_000,
+            sequence: position.sequence,
+            batches_sealed,
+            log_bytes,
+            held_outputs: buffer.held_outputs as u64,
+            released_outputs: buffer.released_outputs,
+            held_p50_us: buffer.delay.percentile_ns(50.0) / 1000,
+            held_p99_us: buffer.delay.percentile_ns(99.0) / 1000,
+            checkpoint_pause_us: self.checkpoint_pause_ns.map(|pause_ns| pause_ns / 1000),
+            backup: primary.backup().map(|backup| BackupView {
+                node: backup.node,
+                connected: backup.connected,
+                in_step: backup.in_step,
+                acked_sequence: backup.acked_sequence,
+                replayed_icount: backup.replayed.icount,
+                unacked_bytes: backup.unacked_bytes,
+                round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
+            }),
+        }
+    }
+}
+
+fn start_log(mut writer: LogWriter) -> Result<(mpsc::SyncSender<SealedBatch>, LogThread), DriverError> {
+    let (sender, batches) = mpsc::sync_channel::<SealedBatch>(LOG_BATCHES);
+    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
+        while let Ok(batch) = batches.recv() {
+            writer.append(&batch)?;
+        }
+        writer.finish()
+    });
+    Ok((sender, LogThread { thread: thread.map_err(DriverError::Thread)? }))
+}

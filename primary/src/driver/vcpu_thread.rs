@@ -1,0 +1,96 @@
+//! The thread on which the machine runs.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use link::clock::monotonic_ns;
+use log_format::Event;
+use machine::Machine;
+
+use super::DriverError;
+use super::shared::Shared;
+use crate::core::MachineRequest;
+use crate::recorder::Step;
+use crate::vcpu::Vcpu;
+
+/// What the machine's thread is told.
+#[derive(Debug)]
+pub enum ToVcpu {
+    /// An input for the guest.
+    Input(Event),
+    /// A request of the core.
+    Request(MachineRequest),
+    /// Hold the guest, or let it go on.
+    Brake(bool),
+    /// End the thread.
+    Stop,
+}
+
+/// Runs the machine until it is told to stop.
+pub fn start<M: Machine + 'static>(
+    vcpu: Vcpu<M>,
+    commands: Receiver<ToVcpu>,
+    shared: Arc<Shared>,
+) -> Result<JoinHandle<()>, DriverError> {
+    let thread = std::thread::Builder::new().name("vcpu".into());
+    thread.spawn(move || run(vcpu, &commands, &shared)).map_err(DriverError::Thread)
+}
+
+fn run<M: Machine>(mut vcpu: Vcpu<M>, commands: &Receiver<ToVcpu>, shared: &Arc<Shared>) {
+    loop {
+        while let Ok(command) = commands.try_recv() {
+            if !obey(&mut vcpu, command, shared) {
+                return stop(vcpu, shared);
+            }
+        }
+        let step = vcpu.turn(monotonic_ns());
+        tell(&mut vcpu, shared);
+        let command = match step {
+            Step::Continue => continue,
+            Step::Sleep { until_ns: Some(until_ns) } => {
+                let left_ns = until_ns.saturating_sub(monotonic_ns());
+                match commands.recv_timeout(Duration::from_nanos(left_ns)) {
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    other => other.ok(),
+                }
+            }
+            Step::Sleep { until_ns: None } | Step::Stalled | Step::Halted { .. } | Step::HostFault { .. } => {
+                commands.recv().ok()
+            }
+        };
+        // The driver is gone when nobody is left to send.
+        if !command.is_some_and(|command| obey(&mut vcpu, command, shared)) {
+            return stop(vcpu, shared);
+        }
+    }
+}
+
+/// Whether to go on.
+fn obey<M: Machine>(vcpu: &mut Vcpu<M>, command: ToVcpu, shared: &Arc<Shared>) -> bool {
+    let now_ns = monotonic_ns();
+    match command {
+        ToVcpu::Input(event) => vcpu.handle_input(event, now_ns),
+        ToVcpu::Request(request) => {
+            vcpu.handle_request(request, now_ns);
+            if matches!(request, MachineRequest::BeginCheckpoint { .. }) {
+                shared.note_checkpoint_pause(monotonic_ns().saturating_sub(now_ns));
+            }
+        }
+        ToVcpu::Brake(braked) => vcpu.brake(braked, now_ns),
+        ToVcpu::Stop => return false,
+    }
+    true
+}
+
+fn tell<M: Machine>(vcpu: &mut Vcpu<M>, shared: &Arc<Shared>) {
+    while let Some(message) = vcpu.poll() {
+        shared.with(|primary, now_ns| primary.handle_machine(message, now_ns));
+    }
+}
+
+fn stop<M: Machine>(mut vcpu: Vcpu<M>, shared: &Arc<Shared>) {
+    vcpu.stop(monotonic_ns());
+    tell(&mut vcpu, shared);
+}

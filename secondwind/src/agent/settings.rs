@@ -1,0 +1,273 @@
+//! What an agent is told by its options, checked.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use link::arbiter::{Arbiter, LockFileArbiter, ManualArbiter, ManualHandle};
+use link::arbitration::Record;
+use link::detector::DetectorConfig;
+use link::keys::{KeyPaths, NodeKeys, check_node_name};
+use link::tls::{PairTls, Security};
+use log_format::MachineIdentity;
+use primary::OnBackupLoss;
+use serde_json::Value;
+
+use crate::control;
+use crate::options::PairOptions;
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:7420";
+const DEFAULT_NAME: &str = "vm";
+const MILLISECOND_NS: u64 = 1_000_000;
+
+/// The pair options, checked.
+pub struct Settings {
+    /// Name of the machine.
+    pub name: String,
+    /// Name of this node.
+    pub node: String,
+    /// How the hosts talk.
+    pub security: Security,
+    /// Who decides.
+    pub arbiter: ArbiterChoice,
+    /// Where backups are waited for.
+    pub listen: String,
+    /// The control socket.
+    pub control: PathBuf,
+    /// Folder of the log on disk.
+    pub log_dir: Option<PathBuf>,
+    /// File of the timeline.
+    pub timeline: Option<PathBuf>,
+    console: Option<PathBuf>,
+    on_backup_loss: OnBackupLoss,
+    heartbeat_interval_ns: u64,
+    detector: DetectorConfig,
+}
+
+impl Settings {
+    /// Checks the options, and loads the keys.
+    pub fn new(options: PairOptions) -> Result<Settings> {
+        let name = options.name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
+        if name.is_empty() || name.len() > 63 || name.contains(['/', '\0']) {
+            bail!("--name {name:?} is not a name; use 1 to 63 characters without a slash");
+        }
+        let (node, security) = identity(options.node, options.keys.as_deref(), options.insecure)?;
+        let heartbeat_ms = options.heartbeat_ms.unwrap_or(20);
+        if !(1..=10_000).contains(&heartbeat_ms) {
+            bail!("--heartbeat-ms {heartbeat_ms} is out of range; choose 1 to 10000");
+        }
+        let mut detector = DetectorConfig {
+            heartbeat_interval_ns: heartbeat_ms * MILLISECOND_NS,
+            ..DetectorConfig::default()
+        };
+        if let Some(floor_ms) = options.detection_floor_ms {
+            detector.min_timeout_ns = floor_ms.saturating_mul(MILLISECOND_NS);
+            detector.max_timeout_ns = detector.max_timeout_ns.max(detector.min_timeout_ns);
+        }
+        detector.check().context("--heartbeat-ms and --detection-floor-ms")?;
+        let control = options.control.unwrap_or_else(|| control::default_socket(&name, &node));
+        let arbiter = ArbiterChoice::parse(options.arbiter.as_deref(), &name, &control)?;
+        Ok(Settings {
+            on_backup_loss: match options.on_backup_loss.as_deref() {
+                None | Some("continue") => OnBackupLoss::Continue,
+                Some("pause") => OnBackupLoss::Pause,
+                Some(other) => bail!("--on-backup-loss {other:?} is not a policy; choose continue or pause"),
+            },
+            listen: options.listen.map_or_else(|| DEFAULT_LISTEN.to_owned(), |address| address.to_string()),
+            heartbeat_interval_ns: detector.heartbeat_interval_ns,
+            log_dir: options.log_dir,
+            timeline: options.timeline,
+            console: options.console,
+            name,
+            node,
+            security,
+            arbiter,
+            control,
+            detector,
+        })
+    }
+
+    /// How a primary works with these settings.
+    pub fn primary_core(&self, identity: MachineIdentity) -> primary::CoreConfig {
+        primary::CoreConfig {
+            on_backup_loss: self.on_backup_loss,
+            heartbeat_interval_ns: self.heartbeat_interval_ns,
+            detector: self.detector,
+            ..primary::CoreConfig::new(&self.name, &self.node, identity)
+        }
+    }
+
+    /// How a backup works with these settings.
+    pub fn backup_core(&self, identity: MachineIdentity) -> backup::CoreConfig {
+        backup::CoreConfig {
+            detector: self.detector,
+            ..backup::CoreConfig::new(&self.name, &self.node, identity)
+        }
+    }
+
+    /// Where the guest's console goes.
+    pub fn open_console(&self) -> Result<Box<dyn Write + Send>> {
+        Ok(match &self.console {
+            None => Box::new(std::io::stdout()),
+            Some(path) => {
+                let file =
+                    std::fs::File::options().create(true).append(true).open(path).with_context(|| {
+                        format!("cannot write the console to {}; choose another --console", path.display())
+                    })?;
+                Box::new(file)
+            }
+        })
+    }
+
+    /// Where the state of a machine that diverged is kept.
+    pub fn diverged_folder(&self) -> PathBuf {
+        let beside = self
+            .log_dir
+            .clone()
+            .unwrap_or_else(|| self.control.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf));
+        beside.join(format!("{}-{}-diverged", self.name, self.node))
+    }
+
+    /// A status with what does not change.
+    pub fn describe(&self, role: &str, mut status: Value) -> Value {
+        if let Value::Object(fields) = &mut status {
+            fields.insert("role".into(), role.into());
+            fields.insert("name".into(), self.name.clone().into());
+            fields.insert("node".into(), self.node.clone().into());
+            fields.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+            fields.insert("listen".into(), self.listen.clone().into());
+            fields.insert("waits_for_operator".into(), self.arbiter.question().into());
+        }
+        status
+    }
+}
+
+/// This node's name, and how it shows it to others.
+fn identity(node: Option<String>, keys: Option<&Path>, insecure: bool) -> Result<(String, Security)> {
+    match (keys, insecure) {
+        (Some(_), true) => bail!("--keys and --insecure exclude each other; give one"),
+        (None, true) => {
+            let node = node.context("--insecure needs a name for this node; give one with --node")?;
+            check_node_name(&node)?;
+            Ok((node, Security::Insecure))
+        }
+        (None, false) => bail!(
+            "no keys: make some with `secondwind keygen keys a b` and give --keys keys --node a, \
+             or trust the link with --insecure"
+        ),
+        (Some(folder), false) => {
+            let node = match node {
+                Some(node) => node,
+                None => only_node(folder)?,
+            };
+            let keys = NodeKeys::load(&KeyPaths::in_directory(folder, &node))?;
+            let node = keys.node().to_owned();
+            Ok((node, Security::Tls(Arc::new(PairTls::new(keys)?))))
+        }
+    }
+}
+
+/// The node whose key is the only one in `folder`.
+fn only_node(folder: &Path) -> Result<String> {
+    let entries = std::fs::read_dir(folder).with_context(|| {
+        format!("cannot read {}; name the folder of `secondwind keygen`", folder.display())
+    })?;
+    let mut nodes: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".key").map(str::to_owned))
+        .filter(|node| node != "ca")
+        .collect();
+    match (nodes.pop(), nodes.is_empty()) {
+        (Some(node), true) => Ok(node),
+        _ => bail!("{} holds the keys of several nodes or of none; say which with --node", folder.display()),
+    }
+}
+
+/// The arbiter that was chosen.
+pub struct ArbiterChoice {
+    arbiter: Arc<dyn Arbiter>,
+    manual: Option<Manual>,
+}
+
+struct Manual {
+    arbiter: Arc<ManualArbiter<LockFileArbiter>>,
+    handle: ManualHandle,
+    /// The operator spoke before the question was asked.
+    granted: Arc<AtomicBool>,
+}
+
+impl ArbiterChoice {
+    fn parse(choice: Option<&str>, vm: &str, control: &Path) -> Result<ArbiterChoice> {
+        match choice {
+            Some("manual") => {
+                if let Some(folder) = control.parent() {
+                    std::fs::create_dir_all(folder).with_context(|| {
+                        format!("cannot make {}; choose another --control", folder.display())
+                    })?;
+                }
+                let own = LockFileArbiter::open(control.with_extension("record"), vm)?;
+                let arbiter = Arc::new(ManualArbiter::new(own));
+                let handle = arbiter.handle();
+                let manual = Manual { arbiter: Arc::clone(&arbiter), handle, granted: Arc::default() };
+                Ok(ArbiterChoice { arbiter, manual: Some(manual) })
+            }
+            Some(other) => match other.strip_prefix("lock:") {
+                Some(path) if !path.is_empty() => {
+                    Ok(ArbiterChoice { arbiter: Arc::new(LockFileArbiter::open(path, vm)?), manual: None })
+                }
+                _ => bail!("--arbiter {other:?} is no arbiter; choose lock:FILE or manual"),
+            },
+            None => bail!(
+                "no arbiter: name a file on storage that both hosts share with --arbiter lock:FILE, \
+                 or decide yourself with --arbiter manual"
+            ),
+        }
+    }
+
+    /// The arbiter itself.
+    pub fn shared(&self) -> Arc<dyn Arbiter> {
+        Arc::clone(&self.arbiter)
+    }
+
+    /// How a backup tells a manual arbiter what the primary says of the record.
+    pub fn learn(&self) -> Option<Box<dyn Fn(&Record) + Send>> {
+        let arbiter = Arc::clone(&self.manual.as_ref()?.arbiter);
+        Some(Box::new(move |record| {
+            if let Err(error) = arbiter.learn(record) {
+                tracing::warn!("{error}");
+            }
+        }))
+    }
+
+    /// The operator's word for the question that waits. Whether one did.
+    pub fn grant(&self) -> bool {
+        self.manual.as_ref().is_some_and(|manual| manual.handle.grant().is_ok())
+    }
+
+    /// The operator's word for the question that comes next.
+    pub fn grant_next(&self) {
+        let Some(manual) = &self.manual else { return };
+        if manual.granted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (handle, granted) = (manual.handle.clone(), Arc::clone(&manual.granted));
+        tokio::spawn(async move {
+            // The core asks within a moment of the operator's command, or not at all.
+            for _ in 0..100 {
+                if handle.grant().is_ok() {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            granted.store(false, Ordering::Release);
+        });
+    }
+
+    /// What the operator is asked, where something waits for that.
+    fn question(&self) -> Option<String> {
+        let question = self.manual.as_ref()?.handle.pending()?;
+        Some(question.to_string())
+    }
+}
