@@ -224,10 +224,12 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
     }
 
     fn restore_end(&mut self) {
-        let State::Restoring { mut machine, start, waiting } =
-            std::mem::replace(&mut self.state, State::Empty)
-        else {
-            return;
+        let (mut machine, start, waiting) = match std::mem::replace(&mut self.state, State::Empty) {
+            State::Restoring { machine, start, waiting } => (machine, start, waiting),
+            other => {
+                self.state = other;
+                return;
+            }
         };
         let found = machine.digest();
         let Digest(expected) = start.head.digest;

@@ -1,9 +1,11 @@
 //! Law 1 for one recorder and one replayer: what was recorded live is replayed bit for bit,
 //! however either side cuts time.
 
-use backup::{Counted, DivergenceKind, Replayer};
+use backup::{Counted, DivergenceKind, ReplayReport, ReplayWorker, Replayer, ToReplayer};
 use bytes::Bytes;
-use log_format::{Batch, ChainHash, Control, Event, LoggedOutput, Moment, Position, SealedBatch};
+use log_format::{
+    Batch, ChainHash, CheckpointStart, Control, Event, LoggedOutput, Moment, Position, SealedBatch,
+};
 use machine::Machine;
 use primary::{Batcher, Recorded, Recorder, RecorderConfig, Step};
 use secondwind_tests::sim::ledger::{Operation, Request};
@@ -331,4 +333,36 @@ fn a_checkpoint_that_holds_too_much_stalls_the_guest_until_pages_are_taken() {
     recorder.step(now_ns);
     assert!(recorder.moment() > stalled_at);
     assert_ne!(recorder.moment(), Moment::BOOT);
+}
+
+/// A checkpoint's end that comes twice must not cost the machine (found by the simulator).
+#[test]
+fn a_worker_keeps_its_machine_when_the_end_of_a_checkpoint_is_repeated() {
+    let mut live = record(5, 300);
+    let begun = live.recorder.begin_checkpoint(live.now_ns);
+    let start = CheckpointStart {
+        position: live.batcher.position(),
+        chain: live.batcher.chain(),
+        events_before: begun.events_before,
+        released_outputs: begun.head.outputs_before,
+        held: Vec::new(),
+        head: begun.head,
+    };
+    let mut worker = ReplayWorker::new(|| ToyMachine::new(ToyConfig::default()));
+    worker.handle(ToReplayer::RestoreBegin { generation: 1, start: Box::new(start) });
+    loop {
+        let part = live.recorder.take_checkpoint_pages(7);
+        if part.is_empty() {
+            break;
+        }
+        worker.handle(ToReplayer::RestorePart(part));
+    }
+    worker.handle(ToReplayer::RestoreEnd);
+    worker.handle(ToReplayer::RestoreEnd);
+    worker.handle(ToReplayer::Finish);
+    worker.turn(1_000);
+    let reports: Vec<ReplayReport> = std::iter::from_fn(|| worker.poll()).map(|told| told.report).collect();
+    assert_eq!(reports[0], ReplayReport::Restored);
+    assert!(matches!(reports.last(), Some(ReplayReport::Finished { .. })), "{reports:?}");
+    assert!(worker.into_machine().is_some());
 }

@@ -24,10 +24,9 @@ impl Backup {
         match message.report {
             ReplayReport::Restored => {
                 self.following = true;
-                self.state = match std::mem::replace(&mut self.state, State::Following) {
-                    State::Receiving(_) => State::Following,
-                    other => other,
-                };
+                if matches!(self.state, State::Receiving(_)) {
+                    self.state = State::Following;
+                }
                 self.events.push_back(BackupEvent::Restored);
             }
             ReplayReport::RestoreFailed { text } => {
@@ -66,7 +65,10 @@ impl Backup {
             (Message::CheckpointHead(start), State::Receiving(Receiving { head_came: false, .. })) => {
                 self.checkpoint_begins(start, now_ns);
             }
-            (Message::CheckpointPart(part), State::Receiving(Receiving { head_came: true, .. })) => {
+            (
+                Message::CheckpointPart(part),
+                State::Receiving(Receiving { head_came: true, end_came: false, .. }),
+            ) => {
                 if let State::Receiving(receiving) = &mut self.state {
                     receiving.parts += 1;
                 }
@@ -255,9 +257,10 @@ impl Backup {
     }
 
     fn checkpoint_ends(&mut self, end: CheckpointEnd, now_ns: u64) {
-        let State::Receiving(receiving) = &self.state else { return };
+        let State::Receiving(receiving) = &mut self.state else { return };
         let (came, sent) = (receiving.parts, end.parts);
-        if !receiving.head_came || came != sent {
+        let ended_before = std::mem::replace(&mut receiving.end_came, true);
+        if !receiving.head_came || ended_before || came != sent {
             let text = format!("its checkpoint had {sent} parts, {came} came");
             return self.protocol_error(&text, now_ns);
         }

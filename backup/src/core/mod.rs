@@ -221,6 +221,7 @@ enum State {
 struct Receiving {
     head_came: bool,
     parts: u64,
+    end_came: bool,
     /// Batches that were quicker than the checkpoint's head.
     early: Vec<SealedBatch>,
 }

@@ -140,6 +140,12 @@ impl Node {
     pub fn covers(&self, term: u64) -> Option<u64> {
         let live = match &self.role {
             Role::Backup(standing) if standing.core.term() == term => Some(standing.core.outputs_covered()),
+            // Taking over, it has the next term already.
+            Role::Backup(standing)
+                if standing.core.term() == term + 1 && standing.core.state_name() == "taking over" =>
+            {
+                Some(standing.core.outputs_covered())
+            }
             _ => None,
         };
         live.max(self.covered.get(&term).copied())

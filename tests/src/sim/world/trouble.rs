@@ -26,7 +26,9 @@ impl World {
             Fault::CrashPrimary => return self.crash_holder(),
             Fault::CrashBackup => return self.crash_backup(),
             Fault::Pause { node, for_ns } => {
-                self.nodes[node].paused_until_ns = now_ns + for_ns;
+                // What waits for the end of a pause keeps its order only if that never comes nearer.
+                let until_ns = &mut self.nodes[node].paused_until_ns;
+                *until_ns = (*until_ns).max(now_ns + for_ns);
             }
             Fault::Partition { from, to, both, for_ns } => {
                 self.network.cut[from][to] = true;
