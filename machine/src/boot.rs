@@ -8,6 +8,8 @@
 //! A [`BootPlan`] is made once, with every error; to load it cannot fail, so that a reset
 //! can do it again at any time.
 
+use std::io::Read;
+
 use bytes::Bytes;
 use elf::ElfBytes;
 use elf::abi::{EM_RISCV, PT_LOAD};
@@ -105,13 +107,65 @@ pub struct ToHost {
 #[derive(Debug, Clone)]
 struct Piece {
     address: u64,
-    bytes: Bytes,
+    bytes: PieceBytes,
     zeros: u64,
 }
 
+/// What a reset must be able to load again. A large image is kept compressed: it is memory
+/// that the guest does not have.
+#[derive(Debug, Clone)]
+enum PieceBytes {
+    Plain(Bytes),
+    /// One zstd frame, and how many bytes it holds.
+    Packed(Vec<u8>, u64),
+}
+
+/// Images smaller than this are kept as they are.
+const PACK_FROM_BYTES: usize = 1 << 20;
+/// Bytes unpacked at once.
+const UNPACK_BYTES: usize = 64 << 10;
+
 impl Piece {
+    fn new(address: u64, bytes: Bytes, zeros: u64) -> Piece {
+        Piece { address, bytes: PieceBytes::Plain(bytes), zeros }
+    }
+
+    fn len(&self) -> u64 {
+        match &self.bytes {
+            PieceBytes::Plain(bytes) => bytes.len() as u64,
+            PieceBytes::Packed(_, len) => *len,
+        }
+    }
+
     fn end(&self) -> Option<u64> {
-        self.address.checked_add(self.bytes.len() as u64)?.checked_add(self.zeros)
+        self.address.checked_add(self.len())?.checked_add(self.zeros)
+    }
+
+    fn pack(&mut self) {
+        let PieceBytes::Plain(plain) = &self.bytes else { return };
+        if plain.len() >= PACK_FROM_BYTES
+            && let Ok(packed) = zstd::bulk::compress(plain, 1)
+        {
+            self.bytes = PieceBytes::Packed(packed, plain.len() as u64);
+        }
+    }
+
+    fn load(&self, ram: &mut Ram) {
+        match &self.bytes {
+            PieceBytes::Plain(bytes) => ram.write(self.address, bytes).expect("the plan lies in RAM"),
+            PieceBytes::Packed(packed, len) => {
+                let mut frame = zstd::Decoder::with_buffer(&packed[..]).expect("a decoder needs only memory");
+                let mut buffer = vec![0; UNPACK_BYTES];
+                let mut done = 0;
+                while done < *len {
+                    let chunk = &mut buffer[..UNPACK_BYTES.min((len - done) as usize)];
+                    frame.read_exact(chunk).expect("this process packed it");
+                    ram.write(self.address + done, chunk).expect("the plan lies in RAM");
+                    done += chunk.len() as u64;
+                }
+            }
+        }
+        zero(ram, self.address + self.len(), self.zeros);
     }
 }
 
@@ -144,15 +198,13 @@ impl BootPlan {
         if let Some(initrd) = &images.initrd {
             plan.place_initrd(initrd)?;
         }
+        plan.pieces.iter_mut().for_each(Piece::pack);
         Ok(plan)
     }
 
     /// Puts everything into memory.
     pub fn load(&self, ram: &mut Ram, fdt: &[u8]) {
-        for piece in &self.pieces {
-            ram.write(piece.address, &piece.bytes).expect("the plan lies in RAM");
-            zero(ram, piece.address + piece.bytes.len() as u64, piece.zeros);
-        }
+        self.pieces.iter().for_each(|piece| piece.load(ram));
         assert!(fdt.len() as u64 <= DYNAMIC_INFO_OFFSET, "the device tree has its room");
         ram.write(self.fdt_address, fdt).expect("the plan lies in RAM");
         if self.kind == BootKind::Firmware {
@@ -192,7 +244,7 @@ impl BootPlan {
             return Err(BootError::DoesNotFit { what, start: address, end: address + len, limit: lowest });
         }
         self.initrd = Some((address, address + len));
-        self.place(what, vec![Piece { address, bytes: initrd.clone(), zeros: 0 }])
+        self.place(what, vec![Piece::new(address, initrd.clone(), 0)])
     }
 }
 
@@ -252,7 +304,7 @@ impl Program {
         let (text_offset, image_bytes) = (word(8), word(16));
         let address = RAM_BASE.saturating_add(text_offset);
         let zeros = image_bytes.saturating_sub(image.len() as u64);
-        let piece = Piece { address, bytes: image.clone(), zeros };
+        let piece = Piece::new(address, image.clone(), zeros);
         Program { pieces: vec![piece], entry: address, tohost: None }
     }
 
@@ -262,7 +314,7 @@ impl Program {
         }
         // A raw image may use what lies after it, up to its next stage.
         let zeros = NEXT_STAGE_OFFSET.saturating_sub(image.len() as u64);
-        let piece = Piece { address: RAM_BASE, bytes: image.clone(), zeros };
+        let piece = Piece::new(RAM_BASE, image.clone(), zeros);
         Ok(Program { pieces: vec![piece], entry: RAM_BASE, tohost: None })
     }
 
@@ -295,7 +347,7 @@ impl Program {
                 program.entry = segment.p_paddr.wrapping_add(within);
                 entry_found = true;
             }
-            program.pieces.push(Piece { address: segment.p_paddr, bytes, zeros });
+            program.pieces.push(Piece::new(segment.p_paddr, bytes, zeros));
         }
         if !entry_found {
             return Err(error(format!("its entry {:#x} lies in no segment", file.ehdr.e_entry)));

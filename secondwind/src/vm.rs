@@ -21,11 +21,54 @@ pub struct Vm {
     /// The machine's shape.
     pub config: MachineConfig,
     /// What it boots.
-    pub images: BootImages,
+    pub images: ImageSources,
     /// Its disk images, in order.
     pub disks: Vec<PathBuf>,
     /// What stands behind its network devices, in order.
     pub nets: Vec<NetSpec>,
+}
+
+/// Where a machine's boot images are. They are read when a machine is made, and not kept:
+/// that would be memory that the guest does not have.
+#[derive(Clone)]
+pub struct ImageSources {
+    kind: BootKind,
+    kernel: ImageSource,
+    initrd: Option<ImageSource>,
+    firmware: Option<ImageSource>,
+}
+
+#[derive(Clone)]
+enum ImageSource {
+    BuiltIn(&'static [u8]),
+    File(PathBuf),
+}
+
+impl ImageSource {
+    fn read(&self) -> Result<Bytes> {
+        match self {
+            ImageSource::BuiltIn(bytes) => Ok(Bytes::from_static(bytes)),
+            ImageSource::File(path) => {
+                let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+                if bytes.is_empty() {
+                    bail!("{} is empty; it should hold a boot image", path.display());
+                }
+                Ok(bytes.into())
+            }
+        }
+    }
+}
+
+impl ImageSources {
+    fn read(&self) -> Result<BootImages> {
+        let optional = |source: &Option<ImageSource>| source.as_ref().map(ImageSource::read).transpose();
+        Ok(BootImages {
+            kind: self.kind,
+            kernel: self.kernel.read()?,
+            initrd: optional(&self.initrd)?,
+            firmware: optional(&self.firmware)?,
+        })
+    }
 }
 
 /// How the guest's writes to its disks are kept.
@@ -81,7 +124,7 @@ impl Vm {
                 DiskMode::Overlay => Box::new(OverlayDisk::open(path)?),
             });
         }
-        Ok(RiscvMachine::new(self.config.clone(), &self.images, stores)?)
+        Ok(RiscvMachine::new(self.config.clone(), &self.images.read()?, stores)?)
     }
 
     /// Keeps the boot images in the recording `folder`.
@@ -94,9 +137,9 @@ impl Vm {
             ("initrd", self.images.initrd.as_ref()),
             ("firmware", self.images.firmware.as_ref()),
         ];
-        for (name, bytes) in images {
-            if let Some(bytes) = bytes {
-                std::fs::write(boot.join(name), bytes)
+        for (name, source) in images {
+            if let Some(source) = source {
+                std::fs::write(boot.join(name), source.read()?)
                     .with_context(|| format!("cannot write to {}; free some space", boot.display()))?;
             }
         }
@@ -122,58 +165,53 @@ impl Vm {
             format!("{} was recorded by another version; replay it with that one", folder.display())
         })?;
         let boot = folder.join(BOOT_FOLDER);
-        let optional = |present: bool, name| present.then(|| read_image(&boot.join(name))).transpose();
-        let images = BootImages {
+        let file = |name: &str| ImageSource::File(boot.join(name));
+        let images = ImageSources {
             kind: recipe.kind,
-            kernel: read_image(&boot.join("kernel"))?,
-            initrd: optional(recipe.initrd, "initrd")?,
-            firmware: optional(recipe.firmware, "firmware")?,
+            kernel: file("kernel"),
+            initrd: recipe.initrd.then(|| file("initrd")),
+            firmware: recipe.firmware.then(|| file("firmware")),
         };
         Ok(Vm { config: recipe.config, images, disks: recipe.disks, nets: Vec::new() })
     }
 }
 
 /// The images, the guest's own command line and its default memory.
-fn boot_images(options: &VmOptions) -> Result<(BootImages, String, &'static str)> {
+fn boot_images(options: &VmOptions) -> Result<(ImageSources, String, &'static str)> {
     if options.guest.is_some() && options.kernel.is_some() {
         bail!("--guest and --kernel exclude each other; give one");
     }
-    let firmware = options.firmware.as_deref().map(read_image).transpose()?;
-    let initrd = options.initrd.as_deref().map(read_image).transpose()?;
-    if let Some(kernel) = &options.kernel {
-        let kernel = read_image(kernel)?;
-        let images = match firmware {
-            Some(firmware) => BootImages::firmware(firmware, kernel, initrd),
-            None if machine::boot::is_bare(&kernel) => BootImages::bare(kernel),
-            None => BootImages::supervisor(kernel, initrd),
+    let file = |path: &Option<PathBuf>| path.clone().map(ImageSource::File);
+    let (firmware, initrd) = (file(&options.firmware), file(&options.initrd));
+    if let Some(kernel) = file(&options.kernel) {
+        let kind = match firmware {
+            Some(_) => BootKind::Firmware,
+            None if machine::boot::is_bare(&kernel.read()?) => BootKind::Bare,
+            None => BootKind::Supervisor,
         };
         let bootargs = if options.append.is_some() { "" } else { "console=ttyS0" };
-        return Ok((images, bootargs.to_owned(), "256M"));
+        return Ok((ImageSources { kind, kernel, initrd, firmware }, bootargs.to_owned(), "256M"));
     }
-    if let (Some(firmware), None) = (&firmware, &options.guest) {
-        return Ok((BootImages::bare(firmware.clone()), String::new(), "256M"));
+    if let (Some(kernel), None) = (firmware, &options.guest) {
+        let images = ImageSources { kind: BootKind::Bare, kernel, initrd: None, firmware: None };
+        return Ok((images, String::new(), "256M"));
     }
+    let supervisor =
+        |kernel, initrd| ImageSources { kind: BootKind::Supervisor, kernel, initrd, firmware: None };
     match options.guest.as_deref().unwrap_or("ledger") {
-        "ledger" => {
-            Ok((BootImages::supervisor(Bytes::from_static(LEDGER_ELF), initrd), String::new(), "64M"))
-        }
+        "ledger" => Ok((supervisor(ImageSource::BuiltIn(LEDGER_ELF), initrd), String::new(), "64M")),
         "debian" => {
             let folder = debian_folder();
-            let read = |name: &str| {
-                read_image(&folder.join(name))
-                    .context("the Debian guest is not there; make it with guest/debian/build")
-            };
-            let initrd = match initrd {
-                Some(initrd) => initrd,
-                None => read("initramfs-redis.cpio.gz")?,
-            };
-            let images = BootImages::supervisor(read("Image")?, Some(initrd));
+            if !folder.join("Image").exists() {
+                bail!("the Debian guest is not in {}; make it with guest/debian/build", folder.display());
+            }
+            let initrd = initrd.unwrap_or_else(|| ImageSource::File(folder.join("initramfs-redis.cpio.gz")));
             let run = if options.append.as_deref().is_some_and(|append| append.contains(".run=")) {
                 "console=ttyS0"
             } else {
                 "console=ttyS0 secondwind.run=redis"
             };
-            Ok((images, run.to_owned(), "256M"))
+            Ok((supervisor(ImageSource::File(folder.join("Image")), Some(initrd)), run.to_owned(), "256M"))
         }
         other => bail!("no guest {other:?} comes along; choose ledger or debian, or give --kernel"),
     }
@@ -188,14 +226,6 @@ fn debian_folder() -> PathBuf {
         PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache")
     });
     cache.join("secondwind/debian")
-}
-
-fn read_image(path: &Path) -> Result<Bytes> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if bytes.is_empty() {
-        bail!("{} is empty; it should hold a boot image", path.display());
-    }
-    Ok(bytes.into())
 }
 
 fn net_specs(options: &VmOptions) -> Result<Vec<NetSpec>> {
