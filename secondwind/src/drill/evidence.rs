@@ -4,6 +4,7 @@ use link::arbitration::Record;
 
 use super::agents::Seen;
 use super::args::{Fault, Guest};
+use super::clock::ms;
 use super::history::Operation;
 use super::report::TimelineEntry;
 use super::timeline::AgentEvent;
@@ -71,6 +72,19 @@ pub struct Round {
 }
 
 impl Round {
+    /// What came of it, in a few words.
+    pub fn summary(&self) -> String {
+        let after_ms =
+            |at_ns: Option<u64>| at_ns.map_or(0.0, |at_ns| ms(at_ns.saturating_sub(self.fault_ns)));
+        format!(
+            "{} goes on in term {}, all answered after {:.0} ms, protected again after {:.0} ms",
+            self.survivor().unwrap_or("nobody"),
+            self.record.as_ref().map_or(self.term, |record| record.term),
+            after_ms(self.answered_ns),
+            after_ms(self.reprotected_ns),
+        )
+    }
+
     /// The side that went on.
     pub fn survivor(&self) -> Option<&str> {
         self.record.as_ref().map(|record| record.holder.as_str())

@@ -103,7 +103,7 @@ async fn run_machine(
         .prefix("secondwind-drill-")
         .tempdir()
         .context("cannot make a folder for temporary files; free some space, or set TMPDIR")?;
-    let mut progress = Progress::new(clock, args.quiet);
+    let mut progress = Progress::new(clock, args.quiet, plan.rounds > 1);
     let (guest, fault, seed) = (plan.guest.name(), plan.fault.name(), plan.seed);
     progress.step(match plan.rounds {
         1 => format!("drill: guest {guest}, losing the {fault}, seed {seed}"),

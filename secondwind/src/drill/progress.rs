@@ -11,6 +11,8 @@ pub struct Progress {
     clock: Clock,
     /// Nothing is shown.
     is_quiet: bool,
+    /// Details are shown on the moving line only.
+    is_terse: bool,
     has_live_line: bool,
     is_terminal: bool,
     steps: Vec<TimelineEntry>,
@@ -20,26 +22,53 @@ pub struct Progress {
 pub const DRILL: &str = "drill";
 
 impl Progress {
-    /// Progress of a drill that began at the beginning of `clock`.
-    pub fn new(clock: Clock, is_quiet: bool) -> Progress {
+    /// Progress of a drill that began at the beginning of `clock`; terse where it will do
+    /// the same thing many times.
+    pub fn new(clock: Clock, is_quiet: bool, is_terse: bool) -> Progress {
         let is_terminal = std::io::stderr().is_terminal();
-        Progress { clock, is_quiet, has_live_line: false, is_terminal, steps: Vec::new() }
+        Progress { clock, is_quiet, is_terse, has_live_line: false, is_terminal, steps: Vec::new() }
     }
 
     /// Notes that something happens now, and shows it.
     pub fn step(&mut self, what: impl Into<String>) {
-        self.step_at(self.clock.now_ns(), what);
+        let entry = self.note(self.clock.now_ns(), what.into());
+        self.print(&entry);
+    }
+
+    /// The same of what happens in every round.
+    pub fn detail(&mut self, what: impl Into<String>) {
+        self.detail_at(self.clock.now_ns(), what);
     }
 
     /// The same of a moment that has just passed.
-    pub fn step_at(&mut self, at_ns: u64, what: impl Into<String>) {
-        let entry = TimelineEntry { at_ms: ms(at_ns), who: DRILL.to_owned(), what: what.into() };
+    pub fn detail_at(&mut self, at_ns: u64, what: impl Into<String>) {
+        let entry = self.note(at_ns, what.into());
+        match self.is_terse {
+            true => self.live(&entry.what),
+            false => self.print(&entry),
+        }
+    }
+
+    /// Shows how a round went, where its details were not shown.
+    pub fn round(&mut self, what: &str) {
+        if self.is_terse {
+            let at_ms = ms(self.clock.now_ns());
+            self.print(&TimelineEntry { at_ms, who: DRILL.to_owned(), what: what.to_owned() });
+        }
+    }
+
+    fn note(&mut self, at_ns: u64, what: String) -> TimelineEntry {
+        let entry = TimelineEntry { at_ms: ms(at_ns), who: DRILL.to_owned(), what };
+        self.steps.push(entry.clone());
+        entry
+    }
+
+    fn print(&mut self, entry: &TimelineEntry) {
         if !self.is_quiet {
             self.clear();
             // Without standard error there is nobody to tell.
             let _ = writeln!(std::io::stderr(), "{:>8.2} s  {}", entry.at_ms / 1e3, entry.what);
         }
-        self.steps.push(entry);
     }
 
     /// Shows the present state on the moving line; nothing where there is no terminal.

@@ -34,6 +34,8 @@ pub struct RoundFigures {
     pub term: u64,
     /// Longest time during which no client was answered.
     pub blackout_ms: Option<f64>,
+    /// Longest time that one client waited for an answer across the fault.
+    pub longest_wait_ms: Option<f64>,
     /// From the fault to the decision that the other side is lost.
     pub detection_ms: Option<f64>,
     /// From the fault until a new backup was counted on.
@@ -56,8 +58,10 @@ pub struct TimelineEntry {
 pub struct Measures {
     /// Longest time during which no client was answered, around the fault.
     pub blackout_ms: Option<f64>,
-    /// From the fault to the decision that the primary is lost.
+    /// From the fault to the decision that the other side is lost.
     pub detection_ms: Option<f64>,
+    /// Longest time that one client waited for an answer across the fault.
+    pub longest_wait_ms: Option<f64>,
     /// Requests that were answered.
     pub acknowledged: u64,
     /// Requests per second while protected.
@@ -89,6 +93,7 @@ impl Measures {
         Measures {
             blackout_ms: worse(self.blackout_ms, next.blackout_ms),
             detection_ms: worse(self.detection_ms, next.detection_ms),
+            longest_wait_ms: worse(self.longest_wait_ms, next.longest_wait_ms),
             acknowledged: self.acknowledged + next.acknowledged,
             requests_per_s: self.requests_per_s.min(next.requests_per_s),
             unprotected_p50_us: worse(self.unprotected_p50_us, next.unprotected_p50_us),
@@ -182,9 +187,10 @@ impl Report {
 
     /// Least, median and greatest of the faults' figures.
     fn summary(&self) -> Vec<(&'static str, [f64; 3])> {
-        let columns: [(&'static str, Figure); 4] = [
+        let columns: [(&'static str, Figure); 5] = [
             ("blackout", |round| round.blackout_ms),
             ("detection", |round| round.detection_ms),
+            ("longest wait of one client", |round| round.longest_wait_ms),
             ("blackout beyond detection", |round| Some(round.blackout_ms? - round.detection_ms?)),
             ("protected again after", |round| round.reprotected_ms),
         ];
@@ -222,6 +228,7 @@ impl Report {
         vec![
             ("blackout seen by the clients", ms(m.blackout_ms)),
             ("detection of the failure", ms(m.detection_ms)),
+            ("longest wait of one client", ms(m.longest_wait_ms)),
             ("requests acknowledged", m.acknowledged.to_string()),
             ("requests per second while protected", format!("{:.0}", m.requests_per_s)),
             (
@@ -301,6 +308,7 @@ pub(super) mod tests {
             survivor: "b".into(),
             term: 2,
             blackout_ms: Some(blackout_ms),
+            longest_wait_ms: None,
             detection_ms: Some(100.0),
             reprotected_ms: None,
         };

@@ -180,12 +180,12 @@ impl<'a> Drill<'a> {
     /// Starts a backup and waits until it is counted on.
     async fn join(&mut self) -> Result<()> {
         let node = self.cluster.add_backup().await?;
-        self.progress.step(format!("backup {node} starts and joins the running machine"));
+        self.progress.detail(format!("backup {node} starts and joins the running machine"));
         let limit = self.plan.phases.join_limit;
         let joined = self.until("protection", limit, |drill| drill.is_protected() || !drill.both_run());
         joined.await?;
         self.check_both_run()?;
-        self.progress.step(format!("protected by {node}"));
+        self.progress.detail(format!("protected by {node}"));
         Ok(())
     }
 
@@ -232,6 +232,10 @@ impl<'a> Drill<'a> {
             loser_stopped: None,
         };
         let result = self.break_and_recover(&mut round).await;
+        if result.is_ok() {
+            let (number, planned) = (self.rounds.len() + 1, self.plan.rounds);
+            self.progress.round(&format!("{number} of {planned}: {}", round.summary()));
+        }
         self.rounds.push(round);
         result
     }
@@ -246,7 +250,7 @@ impl<'a> Drill<'a> {
         });
         answered.await?;
         round.answered_ns = Some(self.clock.now_ns());
-        self.progress.step("every connection is answered again");
+        self.progress.detail("every connection is answered again");
         self.measure(self.plan.phases.after).await?;
         if self.plan.fault == Fault::CutLink {
             self.settle_cut(round).await?;
@@ -277,7 +281,7 @@ impl<'a> Drill<'a> {
                 &round.backup
             }
         };
-        self.progress.step_at(round.fault_ns, self.plan.fault.deed(victim));
+        self.progress.detail_at(round.fault_ns, self.plan.fault.deed(victim));
     }
 
     /// Waits until one side goes on alone, and notes which.
@@ -298,12 +302,12 @@ impl<'a> Drill<'a> {
             });
             goes_live.await?;
             self.cluster.promote_backup();
-            self.progress.step(format!("backup {backup} took over, term {}", term + 1));
+            self.progress.detail(format!("backup {backup} took over, term {}", term + 1));
         } else {
             if self.plan.fault == Fault::KillBackup {
                 self.cluster.retire_backup();
             }
-            self.progress.step(format!("primary {primary} goes on alone, term {term}"));
+            self.progress.detail(format!("primary {primary} goes on alone, term {term}"));
         }
         Ok(())
     }
@@ -322,7 +326,7 @@ impl<'a> Drill<'a> {
             round.loser_stopped = Some(backup.is_some_and(|backup| !backup.seen.status.is_live()));
         }
         self.cluster.cut_link(Cut::None);
-        self.progress.step("the link is whole again");
+        self.progress.detail("the link is whole again");
         if self.cluster.backup.is_some() {
             // The refused backup comes back by itself.
             let limit = self.plan.phases.join_limit;

@@ -80,6 +80,7 @@ fn figures_of(evidence: &Evidence, round: &Round) -> RoundFigures {
         survivor: round.survivor().unwrap_or("nobody").to_owned(),
         term: round.record.as_ref().map_or(round.term, |record| record.term),
         blackout_ms: longest_silence_ns(&evidence.history, round.fault_ns..until_ns).map(ms),
+        longest_wait_ms: longest_wait_ns(&evidence.history, round.fault_ns).map(ms),
         detection_ms: detected_ns.map(since_fault),
         reprotected_ms: round.reprotected_ns.map(since_fault),
     }
@@ -96,6 +97,14 @@ fn longest_silence_ns(history: &[Operation], window: Window) -> Option<u64> {
         .max()
 }
 
+/// The longest wait for an answer among the requests under way at `at_ns`.
+fn longest_wait_ns(history: &[Operation], at_ns: u64) -> Option<u64> {
+    let is_under_way = |operation: &&Operation| {
+        operation.called_ns <= at_ns && returned_ns(operation).is_some_and(|returned_ns| returned_ns > at_ns)
+    };
+    history.iter().filter(is_under_way).filter_map(Operation::latency_ns).max()
+}
+
 fn returned_ns(operation: &Operation) -> Option<u64> {
     operation.answer.as_ref().map(|(returned_ns, _)| *returned_ns)
 }
@@ -110,6 +119,7 @@ fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
     Measures {
         blackout_ms: worst(|round| round.blackout_ms),
         detection_ms: worst(|round| round.detection_ms),
+        longest_wait_ms: worst(|round| round.longest_wait_ms),
         acknowledged: evidence.history.iter().filter(|operation| operation.answer.is_some()).count() as u64,
         requests_per_s: protected.len() as f64 / (protected_ns as f64 / 1e9).max(1e-9),
         unprotected_p50_us: percentile(&mut unprotected, 50.0),
