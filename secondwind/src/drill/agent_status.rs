@@ -22,8 +22,8 @@ pub struct AgentStatus {
     pub digests_diverged: u64,
     /// Log shipped, in bytes.
     pub log_bytes: u64,
-    /// The guest's pause at the last checkpoint for a join, in nanoseconds.
-    pub checkpoint_pause_ns: Option<u64>,
+    /// The guest's longest pause at a checkpoint for a join, in microseconds.
+    pub checkpoint_pause_us: Option<u64>,
 }
 
 impl AgentStatus {
@@ -39,7 +39,7 @@ impl AgentStatus {
         self.digests_compared = self.digests_compared.max(number("digests_compared").unwrap_or(0));
         self.digests_diverged = self.digests_diverged.max(number("digests_diverged").unwrap_or(0));
         self.log_bytes = self.log_bytes.max(number("log_bytes").unwrap_or(0));
-        self.checkpoint_pause_ns = number("checkpoint_pause_ns").or(self.checkpoint_pause_ns);
+        self.checkpoint_pause_us = self.checkpoint_pause_us.max(number("checkpoint_pause_us"));
     }
 
     /// Whether it is the live machine, by its own word.

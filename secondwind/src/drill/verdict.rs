@@ -128,7 +128,10 @@ fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
         protected_p99_us: percentile(&mut protected, 99.0),
         digests_compared: statuses().map(|status| status.digests_compared).sum(),
         log_bytes: statuses().map(|status| status.log_bytes).sum(),
-        checkpoint_pause_ms: statuses().filter_map(|status| status.checkpoint_pause_ns).max().map(ms),
+        checkpoint_pause_ms: statuses()
+            .filter_map(|status| status.checkpoint_pause_us)
+            .max()
+            .map(|us| us as f64 / 1e3),
         memory_overhead_mib: overhead.map(|bytes| bytes as f64 / f64::from(1 << 20)),
     }
 }

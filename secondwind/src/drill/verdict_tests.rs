@@ -48,7 +48,7 @@ fn evidence() -> Evidence {
         role: "primary".into(),
         term: 2,
         digests_compared: 5,
-        checkpoint_pause_ns: Some(MS),
+        checkpoint_pause_us: Some(1000),
         ..AgentStatus::default()
     };
     Evidence {
