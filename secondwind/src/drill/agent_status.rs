@@ -18,6 +18,8 @@ pub struct AgentStatus {
     pub is_fenced: bool,
     /// Digests compared with the other side's.
     pub digests_compared: u64,
+    /// Hashes of outputs compared with the other side's.
+    pub outputs_compared: u64,
     /// Digests that differed.
     pub digests_diverged: u64,
     /// Log shipped, in bytes.
@@ -37,6 +39,7 @@ impl AgentStatus {
         self.is_protected = is("protected");
         self.is_fenced = is("fenced");
         self.digests_compared = self.digests_compared.max(number("digests_compared").unwrap_or(0));
+        self.outputs_compared = self.outputs_compared.max(number("outputs_verified").unwrap_or(0));
         self.digests_diverged = self.digests_diverged.max(number("digests_diverged").unwrap_or(0));
         self.log_bytes = self.log_bytes.max(number("log_bytes").unwrap_or(0));
         self.checkpoint_pause_us = self.checkpoint_pause_us.max(number("checkpoint_pause_us"));

@@ -76,6 +76,8 @@ pub struct Measures {
     pub protected_p99_us: Option<f64>,
     /// State digests that the backup compared.
     pub digests_compared: u64,
+    /// Output frames whose hashes the backup compared.
+    pub outputs_compared: u64,
     /// Bytes of log shipped to the backup.
     pub log_bytes: u64,
     /// Guest pause at the checkpoint for the join.
@@ -101,6 +103,7 @@ impl Measures {
             protected_p50_us: worse(self.protected_p50_us, next.protected_p50_us),
             protected_p99_us: worse(self.protected_p99_us, next.protected_p99_us),
             digests_compared: self.digests_compared + next.digests_compared,
+            outputs_compared: self.outputs_compared + next.outputs_compared,
             log_bytes: self.log_bytes + next.log_bytes,
             checkpoint_pause_ms: worse(self.checkpoint_pause_ms, next.checkpoint_pause_ms),
             memory_overhead_mib: worse(self.memory_overhead_mib, next.memory_overhead_mib),
@@ -238,6 +241,7 @@ impl Report {
             ("response delay protected, p50 / p99", pair(us(m.protected_p50_us), us(m.protected_p99_us))),
             ("added response delay, p50 / p99", pair(us(m.added_p50_us()), us(m.added_p99_us()))),
             ("digests compared", m.digests_compared.to_string()),
+            ("output frames compared", m.outputs_compared.to_string()),
             ("log shipped", format!("{} bytes", m.log_bytes)),
             ("checkpoint pause at the join", ms(m.checkpoint_pause_ms)),
             (

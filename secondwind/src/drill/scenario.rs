@@ -217,6 +217,8 @@ impl<'a> Drill<'a> {
         let window = self.measure(before).await?;
         self.protected.push(window);
         self.check_both_run()?;
+        // What the victim counted until now goes with it.
+        self.cluster.observe().await;
         self.cluster.weigh();
         let backup = self.cluster.backup.as_ref().context("there is no backup")?.node.clone();
         let term = self.cluster.record().context("the arbiter has no record")?.term;

@@ -80,7 +80,7 @@ fn figures_of(evidence: &Evidence, round: &Round) -> RoundFigures {
         survivor: round.survivor().unwrap_or("nobody").to_owned(),
         term: round.record.as_ref().map_or(round.term, |record| record.term),
         blackout_ms: longest_silence_ns(&evidence.history, round.fault_ns..until_ns).map(ms),
-        longest_wait_ms: longest_wait_ns(&evidence.history, round.fault_ns).map(ms),
+        longest_wait_ms: longest_wait_ns(&evidence.history, round.fault_ns..until_ns).map(ms),
         detection_ms: detected_ns.map(since_fault),
         reprotected_ms: round.reprotected_ns.map(since_fault),
     }
@@ -97,10 +97,11 @@ fn longest_silence_ns(history: &[Operation], window: Window) -> Option<u64> {
         .max()
 }
 
-/// The longest wait for an answer among the requests under way at `at_ns`.
-fn longest_wait_ns(history: &[Operation], at_ns: u64) -> Option<u64> {
+/// The longest wait for an answer among the requests under way at some time in `window`.
+fn longest_wait_ns(history: &[Operation], window: Window) -> Option<u64> {
     let is_under_way = |operation: &&Operation| {
-        operation.called_ns <= at_ns && returned_ns(operation).is_some_and(|returned_ns| returned_ns > at_ns)
+        operation.called_ns < window.end
+            && returned_ns(operation).is_some_and(|returned_ns| returned_ns > window.start)
     };
     history.iter().filter(is_under_way).filter_map(Operation::latency_ns).max()
 }
@@ -127,6 +128,7 @@ fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
         protected_p50_us: percentile(&mut protected, 50.0),
         protected_p99_us: percentile(&mut protected, 99.0),
         digests_compared: statuses().map(|status| status.digests_compared).sum(),
+        outputs_compared: statuses().map(|status| status.outputs_compared).sum(),
         log_bytes: statuses().map(|status| status.log_bytes).sum(),
         checkpoint_pause_ms: statuses()
             .filter_map(|status| status.checkpoint_pause_us)
