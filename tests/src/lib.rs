@@ -1,3 +1,4 @@
 //! What crosses crates: simulator, drills, differential and conformance tests.
 
+pub mod differential;
 pub mod sim;

@@ -1,0 +1,295 @@
+//! Sv39: every bit of an entry, every mode of access, pages and superpages, accesses that
+//! cross pages, fetches, faults that are delegated or not, MPRV.
+//!
+//! ```text
+//! root[2]         identity of all RAM, for S-mode
+//! root[3]         alias of all RAM, for U-mode
+//! root[4]         test pages: level 1
+//! root[511]       the same, seen from the other end of the address space
+//! level 1 [0..2]  level 0: pages of data, never fetched from
+//! level 1 [2..4]  level 0: pages of code, which hold returns only
+//! level 1 [4..8]  superpages, of data
+//! ```
+
+use super::{atomic, integer};
+use crate::differential::encode::{csr::*, *};
+use crate::differential::frame::{STATUS_FS, STATUS_MPRV, STATUS_MXR, STATUS_SUM};
+use crate::differential::layout::{self, CODE_FRAMES, DATA_FRAMES, FRAMES, TABLES};
+use crate::differential::program::{Block, Entry, Mode};
+use crate::sim::random::Random;
+
+const PAGE_BYTES: u64 = 4096;
+const LEVEL_1: u64 = TABLES + PAGE_BYTES;
+const LEVEL_0: u64 = TABLES + 2 * PAGE_BYTES;
+/// Level-0 tables: the first half for data, the second for code.
+const LEVEL_0_TABLES: u64 = 4;
+/// Entries in use of each.
+const PAGES: u64 = 12;
+const SUPERPAGES: std::ops::Range<u64> = 4..8;
+/// Beyond RAM.
+const NOWHERE: u64 = 0x9000_0000;
+const SATP_VALUE: u64 = (8 << 60) | (TABLES / PAGE_BYTES);
+/// V, A and D.
+const USUAL: u64 = 0xc1;
+const SEGMENTS: usize = 5;
+const ITEMS_PER_SEGMENT: usize = 12;
+const CHANGES_PER_SEGMENT: u64 = 6;
+/// `c.jr ra` four times: what may be written to code.
+const RETURNS: u64 = 0x8082_8082_8082_8082;
+/// Lower half of `addi x0, ...`, at the end of a page of code.
+const NOP_HALF: u16 = 0x0013;
+/// `menvcfg.ADUE`.
+const ADUE: u64 = 1 << 61;
+
+pub(super) fn initial_memory(random: &mut Random) -> Vec<(u64, Vec<u8>)> {
+    let mut tables = vec![0u64; (2 + LEVEL_0_TABLES as usize) * 512];
+    tables[2] = leaf(layout::RAM, USUAL | 0xe);
+    tables[3] = leaf(layout::RAM, USUAL | 0x1a);
+    tables[4] = leaf(LEVEL_1, 1);
+    tables[511] = leaf(LEVEL_1, 1);
+    for table in 0..LEVEL_0_TABLES {
+        tables[512 + table as usize] = leaf(LEVEL_0 + table * PAGE_BYTES, 1);
+        let first = (2 + table as usize) * 512;
+        tables[first..first + PAGES as usize].fill_with(|| page_entry(random, table));
+    }
+    for index in SUPERPAGES {
+        tables[512 + index as usize] = superpage_entry(random);
+    }
+    let page: Vec<u8> = [C_RET; 2047].iter().chain(&[NOP_HALF]).flat_map(|half| half.to_le_bytes()).collect();
+    let data: Vec<u8> = (0..FRAMES * PAGE_BYTES).map(|_| random.next_u64() as u8).collect();
+    vec![
+        (TABLES, tables.iter().flat_map(|entry| entry.to_le_bytes()).collect()),
+        (DATA_FRAMES, data),
+        (CODE_FRAMES, page.repeat(FRAMES as usize)),
+    ]
+}
+
+fn leaf(physical: u64, flags: u64) -> u64 {
+    ((physical / PAGE_BYTES) << 10) | flags
+}
+
+/// Flags: valid as a rule; now and then with a reserved bit.
+fn flags(random: &mut Random) -> u64 {
+    let mut flags = random.next_u64() & 0x3ff;
+    for likely in [0x01, 0x40, 0x80, 0x02] {
+        flags |= if random.chance(600) { likely } else { 0 };
+    }
+    if random.chance(900) { flags | 1 } else { flags }
+}
+
+fn reserved(random: &mut Random) -> u64 {
+    if random.chance(30) { 1 << random.between(54, 63) } else { 0 }
+}
+
+fn page_entry(random: &mut Random, table: u64) -> u64 {
+    let frames = if table < LEVEL_0_TABLES / 2 { DATA_FRAMES } else { CODE_FRAMES };
+    let frame = frames + random.between(0, FRAMES - 1) * PAGE_BYTES;
+    if random.chance(20) {
+        // R, W, A, D: an AMO on QEMU gives the access fault of its load before the page fault of
+        // its store.
+        return leaf(NOWHERE, flags(random) | 0xc6);
+    }
+    leaf(frame, flags(random)) | reserved(random)
+}
+
+fn superpage_entry(random: &mut Random) -> u64 {
+    const SUPERPAGE_BYTES: u64 = 2 << 20;
+    // Misaligned now and then. Never a pointer to a table.
+    let physical = if random.chance(50) { TABLES + PAGE_BYTES } else { TABLES & !(SUPERPAGE_BYTES - 1) };
+    leaf(physical, flags(random) | 2) | reserved(random)
+}
+
+pub(super) fn put_body(block: &mut Block<'_>) {
+    put_environment(block);
+    for _ in 0..SEGMENTS {
+        put_changes(block);
+        let status = block.random.next_u64() & (STATUS_SUM | STATUS_MXR) | STATUS_FS;
+        // Page faults and access faults.
+        let medeleg = block.random.next_u64() & 0xb0a2;
+        let mode = *block.random.pick(&[Mode::Machine, Mode::Supervisor, Mode::User]);
+        if mode == Mode::Machine {
+            put_borrowed_segment(block, status);
+            continue;
+        }
+        block.enter(Entry { mode, status, medeleg, mideleg: 0, satp: SATP_VALUE });
+        block.some_items(ITEMS_PER_SEGMENT, |block| put_item(block, mode));
+        block.leave();
+    }
+}
+
+/// Loads and stores from M-mode in the name of another.
+fn put_borrowed_segment(block: &mut Block<'_>, status: u64) {
+    let register = block.scratch(ZERO);
+    block.asm.constant(register, SATP_VALUE);
+    block.asm.word(csrrw(ZERO, SATP, register));
+    for _ in 0..ITEMS_PER_SEGMENT / 2 {
+        // A trap's return leaves U-mode in MPP.
+        let register = block.scratch(ZERO);
+        let mode = block.random.between(0, 1) << 11;
+        block.asm.constant(register, status | STATUS_MPRV | mode);
+        block.asm.word(csrrw(ZERO, MSTATUS, register));
+        put_data_access(block);
+    }
+    let register = block.scratch(ZERO);
+    block.asm.constant(register, STATUS_FS);
+    block.asm.word(csrrw(ZERO, MSTATUS, register));
+}
+
+fn put_environment(block: &mut Block<'_>) {
+    let register = block.scratch(ZERO);
+    // The cache-block instructions are open to all; the hart sets A and D, or does not.
+    let value = if block.random.chance(700) { ADUE | 0xf0 } else { 0xf0 };
+    block.asm.constant(register, value);
+    block.asm.words(&[csrrw(ZERO, MENVCFG, register), csrrw(ZERO, SENVCFG, register)]);
+}
+
+/// Changes some entries, from M-mode.
+fn put_changes(block: &mut Block<'_>) {
+    for _ in 0..block.random.between(1, CHANGES_PER_SEGMENT) {
+        let random = &mut block.random;
+        let (address, entry) = match random.between(0, 9) {
+            0 => {
+                let index = random.between(SUPERPAGES.start, SUPERPAGES.end - 1);
+                (LEVEL_1 + 8 * index, superpage_entry(random))
+            }
+            1 => {
+                // A pointer to a table: whole, reserved, invalid, or to nowhere.
+                let table = random.between(0, LEVEL_0_TABLES - 1);
+                let whole = leaf(LEVEL_0 + table * PAGE_BYTES, 1);
+                let broken = [whole, whole, whole | 0x40, whole | 0x80, whole | 0x10, 0, leaf(NOWHERE, 1)];
+                (LEVEL_1 + 8 * table, *random.pick(&broken))
+            }
+            _ => {
+                let table = random.between(0, LEVEL_0_TABLES - 1);
+                let index = random.between(0, PAGES - 1);
+                (LEVEL_0 + table * PAGE_BYTES + 8 * index, page_entry(random, table))
+            }
+        };
+        let pointer = block.scratch(ZERO);
+        let value = block.scratch(pointer);
+        block.asm.constant(pointer, address);
+        block.asm.constant(value, entry);
+        block.asm.word(sd(value, pointer, 0));
+    }
+    block.asm.word(SFENCE_VMA);
+}
+
+/// An address in the test pages of a level-1 entry: mostly one that is an address at all.
+fn address(random: &mut Random, level_1_index: u64, offset: u64) -> u64 {
+    let top = match random.between(0, 19) {
+        0..=11 => 4,
+        12..=18 => 511 | u64::MAX << 9,
+        _ => 511,
+    };
+    (top << 30) + (level_1_index << 21) + offset
+}
+
+/// Near the end of a page as often as not.
+fn page_offset(random: &mut Random) -> u64 {
+    let page = random.between(0, PAGES - 1) * PAGE_BYTES;
+    let within =
+        if random.chance(500) { random.between(0, PAGE_BYTES - 1) } else { 4096 - random.between(1, 9) };
+    page + within
+}
+
+fn put_item(block: &mut Block<'_>, mode: Mode) {
+    match block.random.between(0, 15) {
+        0 => integer::put_item(block),
+        1..=9 => put_data_access(block),
+        10 => put_code_access(block),
+        11..=13 => put_fetch(block),
+        14 => {
+            let (rs1, rs2) = (block.register(), block.register());
+            block.asm.word(r(SFENCE_VMA, ZERO, rs1, rs2));
+        }
+        _ if mode == Mode::User => {
+            let number = *block.random.pick(&[SSTATUS, SATP]);
+            block.asm.word(csrrs(ZERO, number, ZERO));
+        }
+        _ => {
+            let register = block.scratch(ZERO);
+            let bits = block.random.next_u64() & (STATUS_SUM | STATUS_MXR);
+            block.asm.constant(register, bits);
+            let change =
+                *block.random.pick(&[csrrs(ZERO, SSTATUS, register), csrrc(ZERO, SSTATUS, register)]);
+            block.asm.word(change);
+        }
+    }
+}
+
+/// Any load, store or atomic, in the pages of data.
+fn put_data_access(block: &mut Block<'_>) {
+    let pointer = block.scratch(ZERO);
+    let random = &mut block.random;
+    let va = if random.chance(200) {
+        let index = random.between(SUPERPAGES.start, SUPERPAGES.end - 1);
+        // The data frames, as seen in the superpage.
+        let frames = DATA_FRAMES & 0x1f_ffff;
+        let offset = frames + random.between(PAGE_BYTES, (FRAMES - 1) * PAGE_BYTES);
+        address(random, index, offset)
+    } else {
+        let (table, offset) = (random.between(0, LEVEL_0_TABLES / 2 - 1), page_offset(random));
+        address(random, table, offset)
+    };
+    let aligned = if block.random.chance(400) { va & !7 } else { va };
+    block.asm.constant(pointer, aligned);
+    match block.random.between(0, 9) {
+        0 | 1 => atomic::put_access(block, pointer),
+        _ => put_plain_access(block, pointer),
+    }
+}
+
+/// An access without displacement: what lies around is under control.
+fn put_plain_access(block: &mut Block<'_>, pointer: u32) {
+    let word = match block.random.between(0, 11) {
+        0..=4 => {
+            let funct3 = block.random.between(0, 6) as u32;
+            i(0x03 | funct3 << 12, block.target(), pointer, 0)
+        }
+        5..=8 => {
+            let funct3 = block.random.between(0, 3) as u32;
+            s(0x23 | funct3 << 12, pointer, block.register(), 0)
+        }
+        9 => fld(block.register(), pointer, 0),
+        10 => fsd(block.register(), pointer, 0),
+        _ => {
+            // A fault names the address in the register; QEMU names the block's.
+            block.asm.word(andi(pointer, pointer, -64));
+            i(0x200f, ZERO, pointer, *block.random.pick(&[0, 1, 2, 4]))
+        }
+    };
+    block.asm.word(word);
+}
+
+/// A load from the pages of code, or a store of returns.
+fn put_code_access(block: &mut Block<'_>) {
+    let pointer = block.scratch(ZERO);
+    let value = block.scratch(pointer);
+    let random = &mut block.random;
+    let (table, offset) = (random.between(LEVEL_0_TABLES / 2, LEVEL_0_TABLES - 1), page_offset(random) & !1);
+    let va = address(random, table, offset);
+    block.asm.constant(pointer, va);
+    if block.random.chance(500) {
+        let rd = block.target();
+        block.asm.word(ld(rd, pointer, 0));
+        return;
+    }
+    block.asm.constant(value, RETURNS);
+    let funct3 = block.random.between(1, 3) as u32;
+    block.asm.word(s(0x23 | funct3 << 12, pointer, value, 0));
+    // Fetches see it.
+    block.asm.word(FENCE_I);
+}
+
+/// A call to the pages of code.
+fn put_fetch(block: &mut Block<'_>) {
+    let pointer = block.scratch(RA);
+    let random = &mut block.random;
+    let (table, offset) = (random.between(LEVEL_0_TABLES / 2, LEVEL_0_TABLES - 1), page_offset(random) & !1);
+    let va = address(random, table, offset);
+    block.asm.constant(pointer, va);
+    let behind = block.asm.label();
+    block.asm.address_of(RA, behind);
+    block.asm.word(jalr(ZERO, pointer, 0));
+    block.asm.bind(behind);
+}

@@ -1,0 +1,173 @@
+//! Runs a program on both machines and compares what it left in memory.
+
+use super::layout::{self, DUMP_BYTES, LOG_ENTRY_BYTES};
+use super::lockstep;
+use super::oracle::{Oracle, OracleError};
+use super::program::Program;
+use super::subject::{Cut, End, Subject};
+
+/// Something that the machines do not agree on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// What.
+    pub what: What,
+    /// On QEMU.
+    pub expected: u64,
+    /// On ours.
+    pub found: u64,
+}
+
+/// Where machines can differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A field of a register dump. Dump 0 is that before the first block.
+    Dump {
+        /// Which dump.
+        index: u64,
+        /// Which field.
+        field: u64,
+    },
+    /// A word of the trap log.
+    Trap {
+        /// Which trap.
+        index: u64,
+        /// 0 to 3: cause, epc, tval, status.
+        field: u64,
+    },
+    /// Eight bytes of memory at this address.
+    Memory(u64),
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.what {
+            What::Dump { index, field } => {
+                write!(f, "{} after iteration {index}", layout::dump_field_name(field))?;
+            }
+            What::Trap { index, field } => {
+                let field = ["cause", "epc", "tval", "status"][field as usize];
+                write!(f, "{field} of trap {index}")?;
+            }
+            What::Memory(address) => write!(f, "memory at {address:#x}")?,
+        }
+        write!(f, ": {:#x} on QEMU, {:#x} here", self.expected, self.found)
+    }
+}
+
+/// What comparing a program came to.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Equal.
+    Same,
+    /// Different: a report that says where, and how to repeat it.
+    Different(String),
+}
+
+/// Runs a program on both machines; on ours a second time, cut into pieces.
+///
+/// # Errors
+/// When QEMU cannot be run.
+pub fn compare(oracle: &Oracle, program: &Program) -> Result<Verdict, OracleError> {
+    let difference = first_difference(oracle, program)?;
+    if let Some(difference) = difference {
+        return lockstep::explain(oracle, program, &difference).map(Verdict::Different);
+    }
+    Ok(match differs_when_cut(program) {
+        Some(report) => Verdict::Different(report),
+        None => Verdict::Same,
+    })
+}
+
+/// The first difference in what a program leaves: dumps first, as they come in the order of
+/// execution, then traps, then memory.
+///
+/// # Errors
+/// When QEMU cannot be run.
+pub fn first_difference(oracle: &Oracle, program: &Program) -> Result<Option<Difference>, OracleError> {
+    // QEMU first: our run, in the same process, fits into its start.
+    let running = oracle.start(&program.memory, &[])?;
+    let mut subject = Subject::new(program);
+    let end = subject.run(Cut::Whole, program.limit());
+    let outcome = running.finish()?;
+    for region in regions(program) {
+        let expected = outcome.memory(region.address, region.len)?;
+        let found = subject.memory(region.address, region.len);
+        if let Some(difference) = region.first_difference(&expected, found) {
+            return Ok(Some(difference));
+        }
+    }
+    let ended = [outcome.powered_off, end == End::PowerOff];
+    if ended[0] != ended[1] {
+        // Reported as a difference of the syscon's word.
+        let what = What::Memory(layout::SYSCON);
+        return Ok(Some(Difference { what, expected: ended[0].into(), found: ended[1].into() }));
+    }
+    Ok(None)
+}
+
+/// Runs a program on ours whole and in pieces. Gives a report if that makes a difference.
+fn differs_when_cut(program: &Program) -> Option<String> {
+    let mut whole = Subject::new(program);
+    let mut cut = Subject::new(program);
+    whole.run(Cut::Whole, program.limit());
+    cut.run(Cut::Random(program.recipe.seed), program.limit());
+    let same_memory = regions(program)
+        .iter()
+        .all(|region| whole.memory(region.address, region.len) == cut.memory(region.address, region.len));
+    if same_memory && whole.icount() == cut.icount() && whole.state() == cut.state() {
+        return None;
+    }
+    Some(format!(
+        "{} seed {}: execution cut into pieces differs from execution as a whole (law 1): icount {} and {}\nrepeat: {}",
+        program.recipe.class.name(),
+        program.recipe.seed,
+        whole.icount(),
+        cut.icount(),
+        lockstep::command(program),
+    ))
+}
+
+/// A stretch of memory that both machines must leave alike.
+struct Region {
+    kind: Kind,
+    address: u64,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Dumps,
+    Traps,
+    Memory,
+}
+
+fn regions(program: &Program) -> [Region; 4] {
+    let region = |kind, address, len: u64| Region { kind, address, len: len as usize };
+    [
+        region(Kind::Dumps, layout::DUMPS, program.dumps_bytes()),
+        region(Kind::Traps, layout::LOG, layout::LOG_BYTES),
+        region(Kind::Memory, layout::CODE, program.memory[0].1.len() as u64 & !7),
+        region(Kind::Memory, layout::VARIABLES, layout::LOG - layout::VARIABLES),
+    ]
+}
+
+impl Region {
+    fn first_difference(&self, expected: &[u8], found: &[u8]) -> Option<Difference> {
+        if expected == found {
+            return None;
+        }
+        let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+        let pairs = expected.chunks_exact(8).zip(found.chunks_exact(8));
+        let (index, (expected, found)) =
+            pairs.enumerate().find(|(_, (expected, found))| expected != found)?;
+        let offset = index as u64 * 8;
+        let what = match self.kind {
+            Kind::Dumps => What::Dump { index: offset / DUMP_BYTES, field: offset % DUMP_BYTES / 8 },
+            Kind::Traps => {
+                What::Trap { index: offset / LOG_ENTRY_BYTES, field: offset % LOG_ENTRY_BYTES / 8 }
+            }
+            Kind::Memory => What::Memory(self.address + offset),
+        };
+        Some(Difference { what, expected: word(expected), found: word(found) })
+    }
+}
