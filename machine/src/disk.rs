@@ -55,15 +55,25 @@ pub trait BlockStore: Send {
 /// about the writes to it.
 pub struct Disk {
     store: Box<dyn BlockStore>,
-    /// Hash of each block that was written to, as of the last digest.
-    hashes: BTreeMap<u64, u128>,
+    /// The blocks that were written to.
+    written: BTreeMap<u64, Written>,
     hash_sum: u128,
     /// Blocks written to since the last digest.
     stale: BTreeSet<u64>,
-    /// Blocks of the checkpoint under way that were not taken yet.
-    pending: BTreeSet<u64>,
-    /// Old contents of pending blocks that were written to.
+    /// How many checkpoints were begun.
+    checkpoints: u64,
+    /// Next block that the checkpoint under way takes; `None` when there is none.
+    checkpoint_cursor: Option<u64>,
+    /// Old contents of blocks of the checkpoint that were written to before they were taken.
     held: BTreeMap<u64, Vec<u8>>,
+}
+
+/// A block that was written to.
+struct Written {
+    /// Its hash as of the last digest; 0 before.
+    hash: u128,
+    /// How many checkpoints were begun before the first write to it: it belongs to later ones.
+    checkpoints_before: u64,
 }
 
 impl Disk {
@@ -74,10 +84,11 @@ impl Disk {
     pub fn new(store: Box<dyn BlockStore>) -> io::Result<Disk> {
         let mut disk = Disk {
             store,
-            hashes: BTreeMap::new(),
+            written: BTreeMap::new(),
             hash_sum: 0,
             stale: BTreeSet::new(),
-            pending: BTreeSet::new(),
+            checkpoints: 0,
+            checkpoint_cursor: None,
             held: BTreeMap::new(),
         };
         disk.revert()?;
@@ -127,10 +138,12 @@ impl Disk {
         }
         let last = sector + (from.len() / SECTOR_BYTES) as u64 - 1;
         for block in sector / BLOCK_SECTORS..=last / BLOCK_SECTORS {
-            if self.pending.remove(&block) {
+            if self.is_pending(block) {
                 let old = self.read_block(block)?;
                 self.held.insert(block, old);
             }
+            let checkpoints_before = self.checkpoints;
+            self.written.entry(block).or_insert(Written { hash: 0, checkpoints_before });
             self.stale.insert(block);
         }
         self.store.write(sector, from)
@@ -152,8 +165,10 @@ impl Disk {
     pub fn digest(&mut self) -> io::Result<u128> {
         while let Some(block) = self.stale.first().copied() {
             let hash = xxh3_128_with_seed(&self.read_block(block)?, block);
-            let before = self.hashes.insert(block, hash).unwrap_or(0);
-            self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
+            if let Some(written) = self.written.get_mut(&block) {
+                let before = std::mem::replace(&mut written.hash, hash);
+                self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
+            }
             self.stale.remove(&block);
         }
         Ok(self.hash_sum)
@@ -162,7 +177,8 @@ impl Disk {
     /// Freezes the blocks that were written to, for [`Disk::take_blocks`].
     pub fn begin_checkpoint(&mut self) {
         self.held.clear();
-        self.pending = self.hashes.keys().chain(&self.stale).copied().collect();
+        self.checkpoints += 1;
+        self.checkpoint_cursor = Some(0);
     }
 
     /// Takes up to `limit` frozen blocks; empty at the end.
@@ -171,19 +187,28 @@ impl Disk {
     /// When the store fails.
     pub fn take_blocks(&mut self, disk: u8, limit: usize) -> io::Result<Vec<DiskBlock>> {
         let mut taken = Vec::new();
-        while taken.len() < limit {
-            let (index, data) = if let Some((index, data)) = self.held.pop_first() {
-                (index, data)
-            } else if let Some(index) = self.pending.first().copied() {
-                let data = self.read_block(index)?;
-                self.pending.remove(&index);
-                (index, data)
-            } else {
+        while let Some(cursor) = self.checkpoint_cursor.filter(|_| taken.len() < limit) {
+            let frozen = |(_, written): &(&u64, &Written)| written.checkpoints_before < self.checkpoints;
+            let Some((&index, _)) = self.written.range(cursor..).find(frozen) else {
+                self.checkpoint_cursor = None;
                 break;
             };
+            let data = match self.held.remove(&index) {
+                Some(old) => old,
+                None => self.read_block(index)?,
+            };
+            self.checkpoint_cursor = Some(index + 1);
             taken.push(DiskBlock { disk, index, data: Bytes::from(data) });
         }
         Ok(taken)
+    }
+
+    /// Whether the checkpoint under way still has to take `block` as it is now.
+    fn is_pending(&self, block: u64) -> bool {
+        let belongs = |written: &Written| written.checkpoints_before < self.checkpoints;
+        self.checkpoint_cursor.is_some_and(|cursor| cursor <= block)
+            && self.written.get(&block).is_some_and(belongs)
+            && !self.held.contains_key(&block)
     }
 
     /// Bytes of old block contents held for the checkpoint under way.
@@ -193,7 +218,7 @@ impl Disk {
 
     /// Gives up the checkpoint under way.
     pub fn cancel_checkpoint(&mut self) {
-        self.pending.clear();
+        self.checkpoint_cursor = None;
         self.held.clear();
     }
 
@@ -203,7 +228,7 @@ impl Disk {
     /// When the store fails.
     pub fn revert(&mut self) -> io::Result<()> {
         self.store.revert()?;
-        self.hashes.clear();
+        self.written.clear();
         self.stale.clear();
         self.hash_sum = 0;
         self.cancel_checkpoint();
@@ -315,6 +340,7 @@ mod tests {
             taken.iter().map(|block| (block.disk, block.index)).collect::<Vec<_>>(),
             [(3, 0), (3, 10)]
         );
+        assert_eq!(disk.held_bytes(), 0);
         assert!(taken[0].data.iter().all(|byte| *byte == 1));
         assert_eq!((taken[1].data[0], taken[1].data[SECTOR_BYTES]), (2, 0));
     }
