@@ -15,6 +15,7 @@ const BLOCK_BYTES: u64 = 4096;
 /// protected.
 pub struct DirectDisk {
     image: File,
+    is_written: bool,
     len_bytes: u64,
     hash: [u8; 32],
 }
@@ -34,7 +35,7 @@ impl DirectDisk {
     /// Opens `path` for reading and writing.
     pub fn open(path: &Path) -> Result<DirectDisk> {
         let (image, len_bytes, hash) = open_image(path, true)?;
-        Ok(DirectDisk { image, len_bytes, hash })
+        Ok(DirectDisk { image, is_written: false, len_bytes, hash })
     }
 }
 
@@ -82,6 +83,7 @@ impl BlockStore for DirectDisk {
     }
 
     fn write(&mut self, sector: u64, from: &[u8]) -> io::Result<()> {
+        self.is_written = true;
         self.image.write_all_at(from, sector * SECTOR_BYTES)
     }
 
@@ -90,7 +92,11 @@ impl BlockStore for DirectDisk {
     }
 
     fn revert(&mut self) -> io::Result<()> {
-        Err(io::Error::other("the image was written to directly and cannot go back to its state at the boot"))
+        if self.is_written {
+            let lost = "the image was written to directly and cannot go back to its state at the boot";
+            return Err(io::Error::other(lost));
+        }
+        Ok(())
     }
 }
 
@@ -191,6 +197,18 @@ mod tests {
         disk.revert().unwrap();
         disk.read(0, &mut found).unwrap();
         assert_eq!(found, before);
+    }
+
+    #[test]
+    fn a_direct_disk_makes_a_machine_and_keeps_what_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.raw");
+        std::fs::write(&path, vec![1; 8192]).unwrap();
+        let mut disk = DirectDisk::open(&path).unwrap();
+        disk.revert().expect("an untouched image is its base, as a machine that is made wants it");
+        disk.write(3, &[9; 512]).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap()[3 * 512..4 * 512], [9; 512]);
+        assert!(disk.revert().is_err(), "what it was is gone");
     }
 
     #[test]
