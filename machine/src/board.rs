@@ -245,8 +245,8 @@ impl Board {
     }
 }
 
-/// The host-target interface of a bare-metal program: `tohost` holds a device in its top
-/// byte, a command in the next, and a payload.
+// The host-target interface of a bare-metal program: `tohost` holds a device in its top byte, a
+// command in the next, and a payload.
 impl Board {
     /// A store to the page of `tohost`.
     fn write_watched(&mut self, icount: u64, address: u64, size: u8, value: u64) -> Result<(), AccessFault> {

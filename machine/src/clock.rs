@@ -27,8 +27,14 @@ impl Clock {
     /// Guest time in nanoseconds at `icount`.
     #[inline]
     pub fn now_ns(&self, icount: u64) -> u64 {
-        let executed_ns = u128::from(icount) * u128::from(self.instruction_ps) / 1000;
-        self.base_ns.saturating_add(u64::try_from(executed_ns).unwrap_or(u64::MAX))
+        let executed_ns = match icount.checked_mul(self.instruction_ps) {
+            Some(executed_ps) => executed_ps / 1000,
+            None => {
+                let executed_ps = u128::from(icount) * u128::from(self.instruction_ps);
+                u64::try_from(executed_ps / 1000).unwrap_or(u64::MAX)
+            }
+        };
+        self.base_ns.saturating_add(executed_ns)
     }
 
     /// The `time` counter at `icount`.
@@ -39,9 +45,14 @@ impl Clock {
 
     /// The first icount at which guest time is `time_ns` or later, if nothing moves the base.
     pub fn icount_at(&self, time_ns: u64) -> u64 {
-        let ahead_ns = u128::from(time_ns.saturating_sub(self.base_ns));
-        let icount = (ahead_ns * 1000).div_ceil(u128::from(self.instruction_ps));
-        u64::try_from(icount).unwrap_or(u64::MAX)
+        let ahead_ns = time_ns.saturating_sub(self.base_ns);
+        match ahead_ns.checked_mul(1000) {
+            Some(ahead_ps) => ahead_ps.div_ceil(self.instruction_ps),
+            None => {
+                let icount = (u128::from(ahead_ns) * 1000).div_ceil(u128::from(self.instruction_ps));
+                u64::try_from(icount).unwrap_or(u64::MAX)
+            }
+        }
     }
 
     /// Whether guest time passes as fast as on `other`.
@@ -69,9 +80,10 @@ mod tests {
         for instruction_ps in [1, 333, 1000, 1500, 40_000] {
             let mut clock = Clock::new(instruction_ps);
             clock.advance(12_345);
-            for time_ns in [0, 12_345, 12_346, 99_999, 1 << 40] {
+            for time_ns in [0, 12_345, 12_346, 99_999, 1 << 40, 1 << 58, u64::MAX / 1000, u64::MAX / 999] {
                 let icount = clock.icount_at(time_ns);
-                assert!(clock.now_ns(icount) >= time_ns);
+                // At the end of icount, guest time has not come further.
+                assert!(icount == u64::MAX || clock.now_ns(icount) >= time_ns);
                 assert!(icount == 0 || clock.now_ns(icount - 1) < time_ns);
             }
         }

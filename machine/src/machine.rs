@@ -244,6 +244,7 @@ impl Machine for RiscvMachine {
             devices: &Devices::new(&self.config, &self.board.disks),
         };
         let state = MachineState::decode(&head.state, &shape).map_err(RestoreError::Malformed)?;
+        self.board.host_fault = None;
         for index in 0..self.board.disks.len() {
             let reverted = self.board.disks[index].revert();
             self.or_fault(index, reverted);
@@ -307,7 +308,6 @@ impl Board {
         self.clock = clock;
         self.outputs = Outputs::from_state(output);
         self.devices = devices;
-        self.host_fault = None;
         self.request = None;
         self.yielded = false;
         self.settle(icount);
