@@ -4,6 +4,7 @@
 //! or thread; the simulator runs the very same types. [`transport`], [`proxy`] and the
 //! arbiters of [`arbiter`] are thin drivers around them.
 
+pub mod alarm;
 pub mod arbiter;
 pub mod arbitration;
 pub mod clock;

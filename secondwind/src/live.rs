@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -304,10 +304,7 @@ fn drain(recorder: &mut Recorder<RiscvMachine>, inputs: &Receiver<Input>, now_ns
 fn wait(inputs: &Receiver<Input>, at_most_ns: Option<u64>) -> Option<Input> {
     match at_most_ns {
         None => inputs.recv().ok(),
-        Some(at_most_ns) => match inputs.recv_timeout(Duration::from_nanos(at_most_ns)) {
-            Ok(input) => Some(input),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        },
+        Some(at_most_ns) => inputs.recv_timeout(Duration::from_nanos(at_most_ns)).ok(),
     }
 }
 

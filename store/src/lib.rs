@@ -8,6 +8,7 @@
 //! A log ends at its last whole batch. Each way in which it can be damaged has its own
 //! [`StoreError`]; whatever lies before the damage is read as usual.
 
+mod background;
 mod disk;
 mod error;
 mod follower;
@@ -17,6 +18,7 @@ mod segment;
 mod verify;
 mod writer;
 
+pub use background::{BackgroundLog, LogEnded};
 pub use disk::{Directory, Disk, DiskFile};
 pub use error::StoreError;
 pub use follower::{Follower, NotNext};

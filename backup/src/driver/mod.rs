@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use link::arbiter::Arbiter;
+use link::arbitration::Record;
 use link::tls::Security;
 use link::transport::{Connection, TransportConfig, connect};
 use machine::{Handover, Machine};
@@ -30,6 +31,9 @@ use crate::core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operato
 use link::clock::monotonic_ns;
 use shared::Shared;
 pub use status::BackupStatus;
+
+/// Told what the primary says of the arbiter's record.
+pub type Learn = Box<dyn Fn(&Record) + Send>;
 
 /// What a backup is connected to.
 pub struct DriverConfig {
@@ -44,7 +48,7 @@ pub struct DriverConfig {
     /// Who decides a takeover.
     pub arbiter: Arc<dyn Arbiter>,
     /// Told what the primary says of the arbiter's record; for arbiters that keep their own.
-    pub learn: Option<Box<dyn Fn(&link::arbitration::Record) + Send>>,
+    pub learn: Option<Learn>,
     /// One for each network port: they learn the guest's addresses.
     pub learners: Vec<AddressLearner>,
     /// The log on this side's disk.

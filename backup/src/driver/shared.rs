@@ -1,30 +1,29 @@
 //! The core, and all that it is connected to, behind one lock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use link::alarm::Alarm;
 use link::arbiter::Arbiter;
-use link::arbitration::{Record, Step as ArbiterStep, arbitrate};
+use link::arbitration::{Step as ArbiterStep, arbitrate};
 use link::clock::monotonic_ns;
 use link::transport::Sender;
-use log_format::{Output, SealedBatch};
+use log_format::Output;
 use netbuf::announce::AddressLearner;
-use store::{LogWriter, StoreError};
+use store::{BackgroundLog, LogWriter, StoreError};
 use tokio::sync::{Notify, mpsc as async_mpsc};
 
-use super::DriverError;
 use super::status::BackupStatus;
-use crate::core::{Backup, BackupEvent, ConnectionId, Finish};
+use super::{DriverError, Learn};
+use crate::core::{Backup, BackupEvent, ConnectionId, Finish, Operator};
 use crate::worker::{FromReplayer, ReplayReport, ToReplayer};
 
 /// What [`Shared`] is made of.
 pub struct Parts {
     pub backup: Backup,
     pub learners: Vec<AddressLearner>,
-    pub learn: Option<Box<dyn Fn(&Record) + Send>>,
+    pub learn: Option<Learn>,
     pub store: Option<LogWriter>,
     pub arbiter: Arc<dyn Arbiter>,
     pub to_replayer: mpsc::Sender<ToReplayer>,
@@ -37,19 +36,16 @@ pub struct Shared {
     runtime: tokio::runtime::Handle,
     arbiter: Arc<dyn Arbiter>,
     /// Wakes [`Shared::wait_for_timeout`].
-    changed: Notify,
+    alarm: Alarm,
     /// Wakes [`Shared::wait_for_room`].
     room: Notify,
-    /// What [`Shared::wait_for_timeout`] waits for.
-    armed_ns: AtomicU64,
-    log: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
 }
 
 struct Inner {
     backup: Backup,
     learners: Vec<AddressLearner>,
-    learn: Option<Box<dyn Fn(&Record) + Send>>,
-    to_log: Option<mpsc::SyncSender<SealedBatch>>,
+    learn: Option<Learn>,
+    log: Option<BackgroundLog>,
     /// `None` once the replay thread is to end.
     to_replayer: Option<mpsc::Sender<ToReplayer>>,
     events: async_mpsc::UnboundedSender<(u64, BackupEvent)>,
@@ -58,20 +54,18 @@ struct Inner {
     dial_error: Option<String>,
 }
 
-/// Batches that wait for the disk before the link waits for it.
-const LOG_BATCHES: usize = 4096;
 /// How long a goodbye may take to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 impl Shared {
     /// Starts the thread that takes the log to the disk.
     pub fn start(parts: Parts) -> Result<Arc<Shared>, DriverError> {
-        let (to_log, log) = parts.store.map(start_log).transpose()?.unzip();
+        let log = parts.store.map(BackgroundLog::start).transpose().map_err(DriverError::Thread)?;
         let inner = Inner {
             backup: parts.backup,
             learners: parts.learners,
             learn: parts.learn,
-            to_log,
+            log,
             to_replayer: Some(parts.to_replayer),
             events: parts.events,
             connection: None,
@@ -82,10 +76,8 @@ impl Shared {
             inner: Mutex::new(inner),
             runtime: tokio::runtime::Handle::current(),
             arbiter: parts.arbiter,
-            changed: Notify::new(),
+            alarm: Alarm::new(),
             room: Notify::new(),
-            armed_ns: AtomicU64::new(u64::MAX),
-            log: Mutex::new(log),
         }))
     }
 
@@ -100,9 +92,7 @@ impl Shared {
         let due_ns = inner.backup.poll_timeout().unwrap_or(u64::MAX);
         let (over, has_room) = (inner.backup.finished().is_some(), inner.backup.wants_input());
         drop(inner);
-        if over || due_ns < self.armed_ns.load(Ordering::Acquire) {
-            self.changed.notify_one();
-        }
+        self.alarm.nearer(if over { 0 } else { due_ns });
         if has_room {
             self.room.notify_one();
         }
@@ -125,15 +115,7 @@ impl Shared {
 
     /// Waits until the core wants to know the time, or something else is to be looked at.
     pub async fn wait_for_timeout(&self) {
-        // Whoever changes the core between here and the sleep leaves a notification.
-        self.armed_ns.store(u64::MAX, Ordering::Release);
-        let due_ns = self.lock().backup.poll_timeout().unwrap_or(u64::MAX);
-        self.armed_ns.store(due_ns, Ordering::Release);
-        let left_ns = due_ns.saturating_sub(monotonic_ns()).min(60_000_000_000);
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_nanos(left_ns)) => {}
-            () = self.changed.notified() => {}
-        }
+        self.alarm.wait(|| self.lock().backup.poll_timeout().unwrap_or(u64::MAX)).await;
     }
 
     /// Waits until more log may be received.
@@ -190,9 +172,8 @@ impl Shared {
 
     /// Waits until the log is on disk.
     pub fn finish_store(&self) -> Result<(), StoreError> {
-        self.lock().to_log = None;
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
-        log.map_or(Ok(()), |log| log.join().unwrap_or(Ok(())))
+        let log = self.lock().log.take();
+        log.map_or(Ok(()), BackgroundLog::finish)
     }
 
     /// What there is to show.
@@ -239,10 +220,9 @@ impl Inner {
             }
         }
         while let Some(batch) = self.backup.poll_store() {
-            if self.to_log.as_ref().is_some_and(|to_log| to_log.send(batch).is_err()) {
-                // The thread's own error is given at the end.
-                self.to_log = None;
-                self.backup.handle_operator(crate::core::Operator::Stop);
+            if self.log.as_ref().is_some_and(|log| log.push(batch).is_err()) {
+                // The log's own error is given at the end.
+                self.backup.handle_operator(Operator::Stop);
             }
         }
         while let Some(event) = self.backup.poll_event() {
@@ -277,17 +257,4 @@ impl Inner {
             last_dial_error: self.dial_error.clone(),
         }
     }
-}
-
-type LogThread = JoinHandle<Result<(), StoreError>>;
-
-fn start_log(mut writer: LogWriter) -> Result<(mpsc::SyncSender<SealedBatch>, LogThread), DriverError> {
-    let (sender, batches) = mpsc::sync_channel::<SealedBatch>(LOG_BATCHES);
-    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
-        while let Ok(batch) = batches.recv() {
-            writer.append(&batch)?;
-        }
-        writer.finish()
-    });
-    Ok((sender, thread.map_err(DriverError::Thread)?))
 }

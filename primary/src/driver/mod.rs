@@ -92,8 +92,8 @@ pub enum DriverError {
     #[error(transparent)]
     Port(#[from] netbuf::PortError),
     /// The log's thread ended; `Store` takes this error's place where it says why.
-    #[error("the log could not be written; see to its folder")]
-    Log,
+    #[error(transparent)]
+    Log(#[from] store::LogEnded),
     /// The machine's thread ended by itself.
     #[error("the machine's thread failed; see the messages before this one")]
     Vcpu,

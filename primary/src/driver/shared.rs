@@ -2,22 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use link::alarm::Alarm;
 use link::arbiter::Arbiter;
 use link::arbitration::{Step as ArbiterStep, arbitrate};
 use link::clock::monotonic_ns;
 use link::transport::Sender;
-use log_format::{LoggedOutput, Output, SealedBatch};
+use log_format::{LoggedOutput, Output};
 use netbuf::announce::AddressLearner;
 use netbuf::port::PortSender;
-use store::{LogWriter, StoreError};
-use tokio::sync::{Notify, mpsc as async_mpsc};
+use store::{BackgroundLog, LogWriter, StoreError};
+use tokio::sync::mpsc as async_mpsc;
 
 use super::DriverError;
 use super::status::{BackupView, PrimaryStatus};
@@ -41,12 +40,8 @@ pub struct Shared {
     inner: Mutex<Inner>,
     runtime: tokio::runtime::Handle,
     arbiter: Arc<dyn Arbiter>,
-    /// Wakes [`Shared::wait_for_timeout`] when the time it waits for came nearer, and
-    /// whoever looks at `finished` and `failure`.
-    changed: Notify,
-    /// What [`Shared::wait_for_timeout`] waits for.
-    armed_ns: AtomicU64,
-    log: Mutex<Option<LogThread>>,
+    /// Wakes [`Shared::wait_for_timeout`].
+    alarm: Alarm,
 }
 
 struct Inner {
@@ -54,7 +49,7 @@ struct Inner {
     ports: Vec<PortSender>,
     learners: Vec<AddressLearner>,
     console: mpsc::SyncSender<Bytes>,
-    to_log: Option<mpsc::SyncSender<SealedBatch>>,
+    log: Option<BackgroundLog>,
     to_vcpu: mpsc::Sender<ToVcpu>,
     events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
     connections: BTreeMap<ConnectionId, Sender>,
@@ -65,14 +60,8 @@ struct Inner {
     checkpoint_pause_ns: Option<u64>,
 }
 
-struct LogThread {
-    thread: JoinHandle<Result<(), StoreError>>,
-}
-
 /// Console pieces that wait for a slow reader before more are dropped.
 const CONSOLE_PIECES: usize = 4096;
-/// Batches that wait for the disk before the machine waits for them.
-const LOG_BATCHES: usize = 4096;
 /// The log lane takes messages up to here, half of what the transport allows.
 const LOG_LANE_BYTES: usize = 4 << 20;
 /// The bulk lane takes checkpoint parts up to here.
@@ -96,13 +85,13 @@ impl Shared {
                 }
             })
             .map_err(DriverError::Thread)?;
-        let (to_log, log) = parts.store.map(start_log).transpose()?.unzip();
+        let log = parts.store.map(BackgroundLog::start).transpose().map_err(DriverError::Thread)?;
         let inner = Inner {
             primary: parts.primary,
             ports: parts.ports,
             learners: parts.learners,
             console,
-            to_log,
+            log,
             to_vcpu: parts.to_vcpu,
             events: parts.events,
             connections: BTreeMap::new(),
@@ -115,9 +104,7 @@ impl Shared {
             inner: Mutex::new(inner),
             runtime: tokio::runtime::Handle::current(),
             arbiter: parts.arbiter,
-            changed: Notify::new(),
-            armed_ns: AtomicU64::new(u64::MAX),
-            log: Mutex::new(log),
+            alarm: Alarm::new(),
         }))
     }
 
@@ -132,23 +119,12 @@ impl Shared {
         let due_ns = inner.due_ns(now_ns);
         let over = inner.primary.finished().is_some() || inner.failure.is_some();
         drop(inner);
-        if over || due_ns < self.armed_ns.load(Ordering::Acquire) {
-            self.changed.notify_one();
-        }
+        self.alarm.nearer(if over { 0 } else { due_ns });
     }
 
     /// Waits until the core wants to know the time, or something else is to be looked at.
     pub async fn wait_for_timeout(&self) {
-        // Whoever changes the core between here and the sleep leaves a notification.
-        self.armed_ns.store(u64::MAX, Ordering::Release);
-        let now_ns = monotonic_ns();
-        let due_ns = self.lock().due_ns(now_ns);
-        self.armed_ns.store(due_ns, Ordering::Release);
-        let left = Duration::from_nanos(due_ns.saturating_sub(now_ns).min(60_000_000_000));
-        tokio::select! {
-            () = tokio::time::sleep(left) => {}
-            () = self.changed.notified() => {}
-        }
+        self.alarm.wait(|| self.lock().due_ns(monotonic_ns())).await;
     }
 
     /// Takes a connection for what the core sends on it.
@@ -200,9 +176,8 @@ impl Shared {
 
     /// Waits until the log is on disk.
     pub fn finish_store(&self) -> Result<(), StoreError> {
-        self.lock().to_log = None;
-        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner).take();
-        log.map_or(Ok(()), |log| log.thread.join().unwrap_or(Ok(())))
+        let log = self.lock().log.take();
+        log.map_or(Ok(()), BackgroundLog::finish)
     }
 
     /// What there is to show.
@@ -241,12 +216,11 @@ impl Inner {
             let _ = self.to_vcpu.send(ToVcpu::Request(request));
         }
         while let Some(batch) = self.primary.poll_store() {
-            if let Some(to_log) = &self.to_log
-                && to_log.send(batch).is_err()
+            if let Some(log) = &self.log
+                && let Err(ended) = log.push(batch)
             {
-                // The thread's own error says more, and is given at the end.
-                self.to_log = None;
-                self.failure.get_or_insert(DriverError::Log);
+                // The log's own error says more, and is given at the end.
+                self.failure.get_or_insert(ended.into());
             }
         }
         while let Some(event) = self.primary.poll_event() {
@@ -338,15 +312,4 @@ impl Inner {
             }),
         }
     }
-}
-
-fn start_log(mut writer: LogWriter) -> Result<(mpsc::SyncSender<SealedBatch>, LogThread), DriverError> {
-    let (sender, batches) = mpsc::sync_channel::<SealedBatch>(LOG_BATCHES);
-    let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
-        while let Ok(batch) = batches.recv() {
-            writer.append(&batch)?;
-        }
-        writer.finish()
-    });
-    Ok((sender, LogThread { thread: thread.map_err(DriverError::Thread)? }))
 }

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use link::arbiter::{Arbiter, LockFileArbiter, ManualArbiter, ManualHandle};
-use link::arbitration::Record;
 use link::detector::DetectorConfig;
 use link::keys::{KeyPaths, NodeKeys, check_node_name};
 use link::tls::{PairTls, Security};
@@ -232,7 +231,7 @@ impl ArbiterChoice {
     }
 
     /// How a backup tells a manual arbiter what the primary says of the record.
-    pub fn learn(&self) -> Option<Box<dyn Fn(&Record) + Send>> {
+    pub fn learn(&self) -> Option<backup::driver::Learn> {
         let arbiter = Arc::clone(&self.manual.as_ref()?.arbiter);
         Some(Box::new(move |record| {
             if let Err(error) = arbiter.learn(record) {
