@@ -8,7 +8,7 @@ const LEDGER: &[u8] = include_bytes!("../../guest/ledger/ledger.elf");
 
 fn ledger() -> RiscvMachine {
     let config = MachineConfig {
-        memory_bytes: 4 << 20,
+        memory_bytes: 32 << 20,
         nets: vec![NetConfig { mac: [2, 0, 0, 0, 0, 1] }],
         ..MachineConfig::default()
     };
@@ -17,7 +17,7 @@ fn ledger() -> RiscvMachine {
 
 fuzz_target!(|data: &[u8]| {
     let mut machine = ledger();
-    while !matches!(machine.run(2_000_000), Exit::Idle { .. } | Exit::Limit) {
+    while machine.run(2_000_000) == Exit::Output {
         machine.take_outputs();
     }
     scripts::checkpoint_state(&mut machine, ledger(), data);

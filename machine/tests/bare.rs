@@ -107,3 +107,47 @@ fn wrong_configurations_and_images_are_refused() {
     let error = RiscvMachine::new(MachineConfig { harts: 0, ..config }, &images, Vec::new()).err();
     assert_eq!(error.expect("no harts").to_string(), "a machine has 1 to 8 harts, not 0");
 }
+
+/// `op rd, rs1, rs2` and the like: the fields of an instruction in their places.
+fn instruction(opcode: u32, rd: u32, function: u32, rs1: u32, rest: u32) -> u32 {
+    opcode | rd << 7 | function << 12 | rs1 << 15 | rest << 20
+}
+
+#[test]
+fn harts_that_race_do_the_same_however_execution_is_cut() {
+    let (t1, t2, a0, a1, a2, a3, a4) = (6, 7, 10, 11, 12, 13, 14);
+    let code = [
+        // t1: a counter; t2: the ACLINT.
+        instruction(0x17, t1, 0, 0, 0) | 2 << 12,
+        instruction(0x37, t2, 0, 0, 0) | 0x2000 << 12,
+        // Loop: a0 = mhartid, a1 = a0 + 1, a2 = the counter, which grows by a1.
+        instruction(0x73, a0, 2, 0, 0xf14),
+        instruction(0x13, a1, 0, a0, 1),
+        instruction(0x2f, a2, 2, t1, a1),
+        instruction(0x33, a3, 0, a3, a2),
+        // Sends hart 1 an interrupt, or takes it back: that ends slices.
+        instruction(0x23, 4, 2, t2, a1),
+        // a3 += time.
+        instruction(0x73, a4, 2, 0, 0xc01),
+        instruction(0x33, a3, 0, a3, a4),
+        // Back by 7 instructions.
+        0xfe5f_f06f,
+    ];
+    let state_after = |cut: u64| {
+        let mut machine = boot(&code, 3);
+        for stop in (cut..=210_000).step_by(cut as usize) {
+            assert_eq!(machine.run(stop), Exit::Limit);
+        }
+        assert_eq!(machine.run(210_000), Exit::Limit);
+        machine.digest()
+    };
+    let whole = state_after(210_000);
+    for cut in [1, 7, 999, 10_000] {
+        assert_eq!(state_after(cut), whole, "cut every {cut} instructions");
+    }
+    let mut machine = boot(&code, 3);
+    machine.run(210_000);
+    let count = machine.ram().slice(0x8000_2000, 4).expect("it lies in memory");
+    let count = u32::from_le_bytes([count[0], count[1], count[2], count[3]]);
+    assert!((30_000..80_000).contains(&count), "three harts count to {count}");
+}
