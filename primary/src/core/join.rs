@@ -185,7 +185,7 @@ impl Primary {
         self.heartbeat_due_ns = now_ns;
         match have {
             Some(have) => self.start_log(id, JoinPlan::Resume, have.position, have.chain, now_ns),
-            None if start.sequence == 0 && hello.has_boot_images => {
+            None if self.is_young() && start.sequence == 0 && hello.has_boot_images => {
                 self.start_log(id, JoinPlan::LogFromBoot, start, start_chain, now_ns);
             }
             None => {
@@ -200,6 +200,11 @@ impl Primary {
                 self.requests.push_back(MachineRequest::BeginCheckpoint { checkpoint });
             }
         }
+    }
+
+    /// Whether the log since the boot is replayed sooner than a checkpoint is shipped.
+    fn is_young(&self) -> bool {
+        self.batcher.position().moment.icount <= self.config.log_from_boot_max_icount
     }
 
     fn start_log(&mut self, id: ConnectionId, plan: JoinPlan, from: Position, chain: ChainHash, now_ns: u64) {

@@ -95,6 +95,9 @@ pub struct CoreConfig {
     pub unacked_max_bytes: u64,
     /// How long a backup may leave the oldest batch unacknowledged.
     pub unacked_max_ns: u64,
+    /// A machine that has executed more than this is joined by a checkpoint, though the log
+    /// may reach back to its boot: replaying takes as long as executing did.
+    pub log_from_boot_max_icount: u64,
     /// What may wait in memory to be sent to a backup that joins.
     pub join_backlog_max_bytes: u64,
     /// Pages and blocks of a checkpoint taken in one bite.
@@ -124,6 +127,7 @@ impl CoreConfig {
             tail_max_bytes: 8 << 20,
             unacked_max_bytes: 8 << 20,
             unacked_max_ns: 5_000 * MILLISECOND_NS,
+            log_from_boot_max_icount: 50_000_000,
             join_backlog_max_bytes: 12 << 20,
             checkpoint_bite_pages: 64,
             checkpoint_window_bytes: 1 << 20,
