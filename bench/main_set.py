@@ -25,9 +25,9 @@ def boot(bench):
     ours, peer = [], []
     for _ in range(bench.args.runs):
         command = bench.secondwind("run", *bench.debian("off"), "--net", "none")
-        ours.append(time_of(run_to_end(command, RUN_LIMIT_S)[0], "INIT-START"))
+        ours.append(time_of(run_to_end(command, RUN_LIMIT_S).program, "INIT-START"))
         if bench.qemu_path:
-            peer.append(time_of(run_to_end(bench.qemu("off"), RUN_LIMIT_S)[0], "INIT-START"))
+            peer.append(time_of(run_to_end(bench.qemu("off"), RUN_LIMIT_S).program, "INIT-START"))
     return {"boot": Outcome(median(ours), median(peer) if peer else None, "median", ours)}
 
 
@@ -57,30 +57,30 @@ def speed(bench):
 
 
 def recording(bench):
-    """The fastest run of each part, with and without recording: what a neighbour on the host
-    takes away is not counted as the recording's cost."""
+    """Of the processor time, in all threads and with the boot, of the cheapest run of each:
+    what neighbours on the host take away is not the recording's cost."""
     runs = bench_runs(bench)
-    cost = 100 * (fastest(runs["record"]) / fastest(runs["run"]) - 1)
-    peer = 100 * (fastest(runs["qemu-record"]) / fastest(runs["qemu-icount"]) - 1)
-    return {"recording-cost": Outcome(cost, peer, "fastest run of each part")}
+
+    def cost(recorded, bare):
+        return 100 * (least_cpu_s(runs[recorded]) / least_cpu_s(runs[bare]) - 1)
+
+    note = f"of {least_cpu_s(runs['run']):.2f} s of processor time"
+    return {"recording-cost": Outcome(cost("record", "run"), cost("qemu-record", "qemu-icount"), note)}
 
 
 def replay(bench):
     runs = bench_runs(bench)
-    walls = runs["walls"]
-    recorded_s, replayed_s = walls["record"], walls["replay"]
-    busy = fastest(runs["record"]) / fastest(runs["replay"])
-    return {
-        "replay-speed": Outcome(
-            min(recorded_s) / min(replayed_s),
-            min(walls["qemu-record"]) / min(walls["qemu-replay"]),
-            f"recorded in {min(recorded_s):.1f} s, replayed in {min(replayed_s):.1f} s; while busy {busy:.2f}",
-        )
-    }
+
+    def gain(recorded, replayed):
+        return least_cpu_s(runs[recorded]) / least_cpu_s(runs[replayed])
+
+    recorded_s, replayed_s = (min(run["wall_s"] for run in runs[mode]) for mode in ("record", "replay"))
+    note = f"of processor time; recorded in {recorded_s:.1f} s, replayed in {replayed_s:.1f} s"
+    return {"replay-speed": Outcome(gain("record", "replay"), gain("qemu-record", "qemu-replay"), note)}
 
 
-def fastest(runs):
-    return sum(min(run[part] for run in runs) for part in PARTS)
+def least_cpu_s(runs):
+    return min(run["cpu_s"] for run in runs)
 
 
 def bench_runs(bench):
@@ -92,17 +92,14 @@ def make_bench_runs(bench):
     if not bench.qemu_path:
         raise BenchError("needs QEMU to count instructions: leave out --no-peer")
     job = f"bench:{BENCH_SCALE}"
-    counted, _ = bench_part_times(bench.qemu(job, "-icount", "shift=0,sleep=off"))
-    walls, sums = {}, {counted["sums"]}
-    runs = {"counts": counted["counts"], "walls": walls}
+    counted = bench_part_times(bench.qemu(job, "-icount", "shift=0,sleep=off"))
+    runs, sums = {"counts": counted["counts"]}, {counted["sums"]}
     log = bench.scratch / "qemu.rr"
 
     def take(mode, command):
         bench.say(f"bench in mode {mode}")
-        times, wall_s = bench_part_times(command)
-        runs.setdefault(mode, []).append(times)
-        walls.setdefault(mode, []).append(wall_s)
-        sums.add(times["sums"])
+        runs.setdefault(mode, []).append(bench_part_times(command))
+        sums.add(runs[mode][-1]["sums"])
 
     for _ in range(bench.args.runs):
         recording = bench.folder("bench")
@@ -119,8 +116,10 @@ def make_bench_runs(bench):
 
 
 def bench_part_times(command):
-    """Runs bench to the end: seconds of each part, its checksums, the guest's own count."""
-    program, wall_s = run_to_end(command, RUN_LIMIT_S)
+    """Runs bench to the end: seconds of each part by the host's clock, its checksums, the
+    guest's own count, and what the whole run took."""
+    ended = run_to_end(command, RUN_LIMIT_S)
+    program = ended.program
     before = time_of(program, "BENCH start")
     times, sums, counts = {}, [], {}
     for when, text in program.lines:
@@ -131,7 +130,7 @@ def bench_part_times(command):
             before = when
     if not set(PARTS) <= set(times):
         raise BenchError(f"{program.name()} did not run all of bench; its last words: {program.last_words()}")
-    return times | {"sums": " ".join(sums), "counts": counts}, wall_s
+    return times | {"sums": " ".join(sums), "counts": counts, "wall_s": ended.wall_s, "cpu_s": ended.cpu_s}
 
 
 # --- idle ---------------------------------------------------------------------------------
@@ -147,7 +146,7 @@ def idle(bench):
         rate = idle_growth(bench, lambda: folder_bytes(recording))
         program.interrupt()
         recorded_s = time.monotonic() - program.started
-    _, replayed_s = run_to_end(bench.secondwind("replay", recording), RUN_LIMIT_S)
+    replayed_s = run_to_end(bench.secondwind("replay", recording), RUN_LIMIT_S).wall_s
     stat = json_of(bench.secondwind("log", "stat", recording, "--json"))
     note = f"{stat['bytes']} bytes in {stat['guest_seconds']:.0f} s of the guest with its boot"
     peer_rate, peer_replay = idle_peer(bench) if bench.qemu_path else (None, None)
@@ -175,8 +174,8 @@ def idle_peer(bench):
         program.wait_for("INIT-READY", 60)
         rate = idle_growth(bench, lambda: log.stat().st_size)
         recorded_s = program.wait(60)
-    _, replayed_s = run_to_end(bench.qemu(job, "-icount", f"shift=auto,rr=replay,rrfile={log}"), RUN_LIMIT_S)
-    return rate, replayed_s / recorded_s
+    replayed = run_to_end(bench.qemu(job, "-icount", f"shift=auto,rr=replay,rrfile={log}"), RUN_LIMIT_S)
+    return rate, replayed.wall_s / recorded_s
 
 
 # --- protection ---------------------------------------------------------------------------
@@ -253,7 +252,7 @@ MEASURES = [
         speed,
     ),
     Measure([Figure("recording-cost", "slow-down by recording", "%", 3)], recording),
-    Measure([Figure("replay-speed", "recorded time / replayed time", "x", 1, at_least=True)], replay),
+    Measure([Figure("replay-speed", "time to record / time to replay", "x", 1, at_least=True)], replay),
     Measure(
         [
             Figure("idle-log", "log of an idle Debian", "bytes/s", 100),

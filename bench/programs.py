@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -109,11 +111,26 @@ class Running:
                 self.process.wait()
 
 
+@dataclass
+class Ended:
+    """A program that ran to its end."""
+
+    program: Running
+    wall_s: float
+    cpu_s: float  # user and system time of all its threads
+
+
 def run_to_end(command, timeout_s):
-    """Runs a program to its end; returns it and how long it took in seconds."""
+    """Runs a program to its end, while no other child of this process ends."""
+    before = children_cpu_s()
     with Running(command) as program:
         wall_s = program.wait(timeout_s)
-    return program, wall_s
+    return Ended(program, wall_s, children_cpu_s() - before)
+
+
+def children_cpu_s():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 class Bench:
