@@ -1,5 +1,7 @@
 #![no_main]
 
+use std::sync::{LazyLock, Mutex};
+
 use libfuzzer_sys::fuzz_target;
 use machine::{BootImages, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
 use secondwind_fuzz::scripts;
@@ -15,10 +17,16 @@ fn ledger() -> RiscvMachine {
     RiscvMachine::new(config, &BootImages::supervisor(LEDGER.into(), None), Vec::new()).expect("it boots")
 }
 
-fuzz_target!(|data: &[u8]| {
+/// Booted once, then asked for the same checkpoint again and again.
+static BOOTED: LazyLock<Mutex<RiscvMachine>> = LazyLock::new(|| {
     let mut machine = ledger();
     while machine.run(2_000_000) == Exit::Output {
         machine.take_outputs();
     }
+    Mutex::new(machine)
+});
+
+fuzz_target!(|data: &[u8]| {
+    let mut machine = BOOTED.lock().expect("one thread");
     scripts::checkpoint_state(&mut machine, ledger(), data);
 });
