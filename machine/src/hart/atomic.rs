@@ -2,8 +2,9 @@
 //!
 //! Harts take turns in slices of whole instructions, so each of these is atomic as it
 //! stands. A reservation is the physical address and the value that `lr` read; `sc`
-//! succeeds when the same address still holds that value. This depends neither on where
-//! slices end nor on what other harts did in between and undid again, as in QEMU.
+//! succeeds when the same address still holds that value. As in QEMU, this depends neither on
+//! where slices end nor on what other harts did in between and undid again, and an `sc` to another
+//! address may raise page faults but does not access memory.
 
 use serde::{Deserialize, Serialize};
 
@@ -131,7 +132,8 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::StoreMisaligned, address));
         }
-        let (physical, old) = self.read_to_store(bus, address, size)?;
+        let physical = self.translate(bus, address, size, Access::Store)?;
+        let old = self.read_to_store(bus, address, physical, size)?;
         self.write_ram(bus, address, physical, update(old, operand), size);
         Ok(old)
     }
@@ -156,20 +158,27 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::StoreMisaligned, address));
         }
-        let (physical, now) = self.read_to_store(bus, address, size)?;
-        let wanted = Reservation { address: physical, value: now, size: size as u8 };
-        let stored = self.reservation.take() == Some(wanted);
+        let physical = self.translate(bus, address, size, Access::Store)?;
+        let Some(reservation) = self.reservation.take().filter(|held| held.address == physical) else {
+            return Ok(false);
+        };
+        let now = self.read_to_store(bus, address, physical, size)?;
+        let stored = reservation == Reservation { address: physical, value: now, size: size as u8 };
         if stored {
             self.write_ram(bus, address, physical, value, size);
         }
         Ok(stored)
     }
 
-    /// Translates an address for a store and reads what is there.
-    fn read_to_store(&mut self, bus: &mut dyn Bus, address: u64, size: usize) -> Result<(u64, u64), Trap> {
-        let physical = self.translate(bus, address, size, Access::Store)?;
+    /// Reads at a translated address what is to be replaced.
+    fn read_to_store(
+        &self,
+        bus: &mut dyn Bus,
+        address: u64,
+        physical: u64,
+        size: usize,
+    ) -> Result<u64, Trap> {
         let value = self.read_ram(bus, physical, size).filter(|_| self.is_plain_memory(bus, physical));
-        let fault = Trap::new(Cause::StoreAccessFault, address);
-        value.map(|value| (physical, value)).ok_or(fault)
+        value.ok_or(Trap::new(Cause::StoreAccessFault, address))
     }
 }

@@ -105,6 +105,8 @@ pub(super) fn sfence_vma(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn B
     go_on(hart, op, slack, bus)
 }
 
+// A fault names the start of the block, as in QEMU.
+
 /// `cbo.clean`, `cbo.flush`, `cbo.inval`: there is no cache to be seen, but the block must
 /// be one that may be accessed.
 pub(super) fn cbo_maintain(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
@@ -148,29 +150,25 @@ impl Hart {
     /// Makes sure that the cache block `op` names may be read or written.
     #[inline(never)]
     fn touch_block_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> bool {
-        let address = self.rs1(op);
-        let block = address & !(CACHE_BLOCK_BYTES - 1);
+        let block = self.rs1(op) & !(CACHE_BLOCK_BYTES - 1);
         let size = CACHE_BLOCK_BYTES as usize;
         let result = self
             .translate(bus, block, size, Access::Load)
-            .or_else(|_| self.translate(bus, block, size, Access::Store))
-            .map_err(|trap| Trap::new(trap.cause, address));
+            .or_else(|_| self.translate(bus, block, size, Access::Store));
         self.value_or_leave(op, slack, result).is_some()
     }
 
     /// Zeroes the cache block that `op` names.
     #[inline(never)]
     fn zero_block_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> bool {
-        let address = self.rs1(op);
-        let block = address & !(CACHE_BLOCK_BYTES - 1);
+        let block = self.rs1(op) & !(CACHE_BLOCK_BYTES - 1);
         let size = CACHE_BLOCK_BYTES as usize;
-        let result = self
-            .translate(bus, block, size, Access::Store)
-            .map_err(|trap| Trap::new(trap.cause, address))
-            .and_then(|physical| match self.is_plain_memory(bus, physical) {
+        let result = self.translate(bus, block, size, Access::Store).and_then(|physical| {
+            match self.is_plain_memory(bus, physical) {
                 true => Ok(physical),
-                false => Err(Trap::new(Cause::StoreAccessFault, address)),
-            });
+                false => Err(Trap::new(Cause::StoreAccessFault, block)),
+            }
+        });
         let Some(physical) = self.value_or_leave(op, slack, result) else { return false };
         for offset in (0..CACHE_BLOCK_BYTES).step_by(8) {
             self.write_ram(bus, block + offset, physical + offset, 0, 8);
