@@ -223,6 +223,14 @@ async fn take_in(mut reader: OwnedReadHalf, chunks: mpsc::Sender<Chunk>) -> io::
     }
 }
 
+/// The runtime's timer counts in milliseconds: asked for a time that has come, it would still
+/// wait for its next tick.
+async fn pause_until(deadline: Instant) {
+    if deadline > Instant::now() {
+        sleep_until(deadline).await;
+    }
+}
+
 async fn let_out(
     mut queue: mpsc::Receiver<Chunk>,
     mut writer: OwnedWriteHalf,
@@ -234,11 +242,11 @@ async fn let_out(
     let mut pacer = Pacer::new(None, 0);
     while let Some((read_at, bytes)) = queue.recv().await {
         let conditions = *network.conditions.borrow();
-        sleep_until(read_at + conditions.delay).await;
+        pause_until(read_at + conditions.delay).await;
         if pacer.bytes_per_second() != conditions.bytes_per_second {
             pacer.set_rate(conditions.bytes_per_second, elapsed_ns());
         }
-        sleep_until(start + Duration::from_nanos(pacer.ready_at_ns())).await;
+        pause_until(start + Duration::from_nanos(pacer.ready_at_ns())).await;
         pacer.spend(bytes.len() as u64, elapsed_ns());
         network.uncut(direction).await?;
         if bytes.is_empty() {
