@@ -32,7 +32,8 @@ pub struct RecorderConfig {
     pub lag_hard_max_ns: u64,
     /// A digest is taken after this many instructions...
     pub digest_interval_instructions: u64,
-    /// ... or after this much guest time, if at least `digest_min_instructions` ran.
+    /// ... or after this much guest time, if at least `digest_min_instructions` ran, or if
+    /// something is to be logged anyway.
     pub digest_interval_ns: u64,
     /// See `digest_interval_ns`. Keeps an idle guest from logging.
     pub digest_min_instructions: u64,
@@ -372,9 +373,11 @@ impl<M: Machine> Recorder<M> {
     fn digest_is_due(&self) -> bool {
         let here = self.machine.moment();
         let instructions = here.icount - self.digest_at.icount;
+        let waited_ns = here.time_ns.saturating_sub(self.digest_at.time_ns);
+        // Beside events and outputs, which are logged anyway, a digest costs next to nothing.
+        let worth_it = instructions >= self.config.digest_min_instructions || !self.pending.is_mark();
         instructions >= self.config.digest_interval_instructions
-            || instructions >= self.config.digest_min_instructions
-                && here.time_ns.saturating_sub(self.digest_at.time_ns) >= self.config.digest_interval_ns
+            || worth_it && waited_ns >= self.config.digest_interval_ns
     }
 }
 
