@@ -239,6 +239,14 @@ impl World {
     /// The guest powers itself off: both sides end, the last answer leaves, and the record lets
     /// the next start happen.
     fn power_off(&mut self) {
+        // Pauses and restarts that began before the healing may still end.
+        self.run_until(self.now_ns + 3_000 * MILLISECOND_NS);
+        if !self.is_settled() {
+            let states: Vec<String> = self.nodes.iter().map(describe).collect();
+            return self
+                .checks
+                .violation(format!("liveness: protection was lost without a fault: {states:?}"));
+        }
         self.powering_off = true;
         let request = Request { client: u8::MAX, number: 1, operation: ledger::Operation::PowerOff };
         let holder = self.nodes.iter().position(|node| matches!(node.role, Role::Primary(_)));
