@@ -259,7 +259,9 @@ fn an_idle_guest_logs_nothing_and_sleeps() {
             other => panic!("{other:?}"),
         }
         if let Some(recorded) = recorder.take_recorded(now_ns) {
-            assert_eq!((recorded.events.len(), recorded.digests.len()), (0, 0));
+            assert_eq!(recorded.events.len(), 0);
+            // A digest comes only beside something that is logged anyway.
+            assert!(recorded.digests.is_empty() || !recorded.outputs.is_empty());
             outputs += recorded.outputs.len();
         }
     }
