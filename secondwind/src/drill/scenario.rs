@@ -216,10 +216,14 @@ impl<'a> Drill<'a> {
         let before = self.random.between(phases.protected_least, phases.protected_most);
         let window = self.measure(before).await?;
         self.protected.push(window);
-        self.check_both_run()?;
         // What the victim counted until now goes with it.
         self.cluster.observe().await;
         self.cluster.weigh();
+        // On a busy host the two may just have lost each other: losing one more is then a
+        // second failure, which nobody promises to survive.
+        let limit = self.plan.phases.join_limit;
+        self.until("protection", limit, |drill| drill.is_protected() || !drill.both_run()).await?;
+        self.check_both_run()?;
         let backup = self.cluster.backup.as_ref().context("there is no backup")?.node.clone();
         let term = self.cluster.record().context("the arbiter has no record")?.term;
         let mut round = Round {
