@@ -47,6 +47,14 @@ impl Pmp {
         self.address[0] == ADDRESS_MASK && self.config[0] == OPEN
     }
 
+    /// The same registers with the bits that are hardwired to zero cleared: what a checkpoint
+    /// brings need not be what a hart wrote.
+    pub(super) fn legalized(mut self) -> Pmp {
+        self.config.iter_mut().for_each(|config| *config &= CONFIG_MASK);
+        self.address.iter_mut().for_each(|address| *address &= ADDRESS_MASK);
+        self
+    }
+
     /// Eight configurations from `first` on, as `pmpcfg` has them.
     pub fn config(&self, first: usize) -> u64 {
         u64::from_le_bytes(std::array::from_fn(|at| self.config[first + at]))

@@ -48,6 +48,7 @@ impl Hart {
         self.pc = state.pc & !1;
         self.privilege = state.privilege;
         self.csrs = state.csrs;
+        self.csrs.pmp = std::mem::take(&mut self.csrs.pmp).legalized();
         self.reservation = state.reservation;
         self.waiting = state.waiting;
         self.blocks.clear();

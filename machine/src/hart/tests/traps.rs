@@ -177,3 +177,15 @@ fn page_faults_tell_the_address() {
     assert_eq!((csrs.scause, csrs.stval, csrs.sepc), (13, 64, RAM_BASE + 16));
     assert_eq!(bus.at(root + 16) & 0xff, 0xcf, "accessed and dirty were set");
 }
+
+#[test]
+fn a_state_with_impossible_protection_registers_is_taken() {
+    let (mut hart, mut bus) = machine_with(&[NOP, NOP]);
+    // NA4 at the highest address there is no room for, in every entry.
+    let wide = rmp_serde::to_vec(&([0x17u8; 16], [u64::MAX; 16])).expect("it encodes");
+    let mut impossible = hart.state();
+    impossible.csrs.pmp = rmp_serde::from_slice(&wide).expect("the shape of the registers");
+    hart.set_state(impossible);
+    run(&mut hart, &mut bus, 2);
+    assert!(hart.state().csrs.pmp.address(0) < 1 << 54);
+}
