@@ -84,12 +84,34 @@ pub fn compare(oracle: &Oracle, program: &Program) -> Result<Verdict, OracleErro
 /// # Errors
 /// When QEMU cannot be run.
 pub fn first_difference(oracle: &Oracle, program: &Program) -> Result<Option<Difference>, OracleError> {
+    first_difference_in(oracle, program, &regions(program))
+}
+
+/// The first difference in memory, whatever registers and traps were.
+///
+/// # Errors
+/// When QEMU cannot be run.
+pub(super) fn memory_difference(
+    oracle: &Oracle,
+    program: &Program,
+) -> Result<Option<Difference>, OracleError> {
+    let regions = regions(program);
+    let is_data = |region: &&Region| matches!(region.kind, Kind::Memory) && region.address != layout::CODE;
+    let data: Vec<Region> = regions.iter().filter(is_data).cloned().collect();
+    first_difference_in(oracle, program, &data)
+}
+
+fn first_difference_in(
+    oracle: &Oracle,
+    program: &Program,
+    regions: &[Region],
+) -> Result<Option<Difference>, OracleError> {
     // QEMU first: our run, in the same process, fits into its start.
     let running = oracle.start(&program.memory, &[])?;
     let mut subject = Subject::new(program);
     let end = subject.run(Cut::Whole, program.limit());
     let outcome = running.finish()?;
-    for region in regions(program) {
+    for region in regions {
         let expected = outcome.memory(region.address, region.len)?;
         let found = subject.memory(region.address, region.len);
         if let Some(difference) = region.first_difference(&expected, found) {
@@ -128,6 +150,7 @@ fn differs_when_cut(program: &Program) -> Option<String> {
 }
 
 /// A stretch of memory that both machines must leave alike.
+#[derive(Clone)]
 struct Region {
     kind: Kind,
     address: u64,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use machine::hart::{HartState, Pmp};
 
-use super::compare::{Difference, What, first_difference};
+use super::compare::{Difference, What, memory_difference};
 use super::frame::STATUS_FS;
 use super::gdb::{Registers, Stub, WATCHED_CSRS};
 use super::layout::{self, DUMP_BYTES, DUMP_LOG, LOG_ENTRY_BYTES};
@@ -32,17 +32,50 @@ pub fn command(program: &Program) -> String {
 /// When QEMU cannot be run.
 pub fn explain(oracle: &Oracle, program: &Program, difference: &Difference) -> Result<String, OracleError> {
     let mut report = format!("{} seed {}: {difference}", program.recipe.class.name(), program.recipe.seed);
-    let place = locate(oracle, program, difference)?;
-    let found = match &place {
-        Some(place) => walk(oracle, program, place)?,
-        None => None,
-    };
+    let mut found = None;
+    if let Some(place) = locate(oracle, program, difference)? {
+        found = walk(oracle, program, &place)?;
+        // What is loaded differently was stored differently before.
+        let loaded = found.as_ref().and_then(|found| found.loaded);
+        if let Some(before) = find_store(oracle, program, place, loaded)? {
+            found = Some(before);
+        }
+    }
     match found {
-        Some(text) => report += &text,
+        Some(found) => report += &found.text,
         None => report += "\n  no single instruction was found that differs when both machines are stepped",
     }
     let _ = write!(report, "\nrepeat: {}", command(program));
     Ok(report)
+}
+
+/// The first instruction found to differ.
+struct Found {
+    text: String,
+    /// The physical address that it loads from.
+    loaded: Option<u64>,
+}
+
+/// Finds what stored a difference: in the same block, or in one before.
+fn find_store(
+    oracle: &Oracle,
+    program: &Program,
+    place: Place,
+    loaded: Option<u64>,
+) -> Result<Option<Found>, OracleError> {
+    if let Some(address) = loaded {
+        let place = Place { memory: Some(address), ..place };
+        let found = walk(oracle, program, &place)?;
+        if found.as_ref().is_some_and(|found| found.loaded.is_none()) {
+            return Ok(found);
+        }
+    }
+    let until_then = shortened(program, place.block + 1);
+    let Some(stored) = memory_difference(oracle, &until_then)? else { return Ok(None) };
+    match locate(oracle, &until_then, &stored)? {
+        Some(place) => walk(oracle, program, &place),
+        None => Ok(None),
+    }
 }
 
 /// Where a difference comes from.
@@ -82,7 +115,7 @@ fn locate(oracle: &Oracle, program: &Program, difference: &Difference) -> Result
             let (mut same, mut different) = (0, program.blocks.len());
             while different - same > 1 {
                 let middle = usize::midpoint(same, different);
-                match first_difference(oracle, &shortened(program, middle))? {
+                match memory_difference(oracle, &shortened(program, middle))? {
                     Some(_) => different = middle,
                     None => same = middle,
                 }
@@ -101,7 +134,7 @@ fn shortened(program: &Program, blocks: usize) -> Program {
 }
 
 /// Steps both machines through a block until they differ.
-fn walk(oracle: &Oracle, program: &Program, place: &Place) -> Result<Option<String>, OracleError> {
+fn walk(oracle: &Oracle, program: &Program, place: &Place) -> Result<Option<Found>, OracleError> {
     let block = program.blocks[place.block];
     let mut stub = Stub::start(oracle, &program.memory)?;
     let mut subject = Subject::new(program);
@@ -204,7 +237,7 @@ fn differences(expected: &Registers, found: &Registers) -> String {
 }
 
 /// The instruction at fault, what went in, and what came out.
-fn describe(subject: &Subject, before: &HartState, place: &Place, differences: String) -> String {
+fn describe(subject: &Subject, before: &HartState, place: &Place, differences: String) -> Found {
     let physical = before.pc & 0x3fff_ffff | layout::RAM;
     let bytes = subject.memory(physical & !1, 4);
     let word = u32::from_le_bytes(bytes.try_into().expect("4 bytes"));
@@ -226,8 +259,8 @@ fn describe(subject: &Subject, before: &HartState, place: &Place, differences: S
     let csrs = &before.csrs;
     let _ = write!(
         text,
-        "\n    fflags = {:#x}, frm = {}, mstatus = {:#x}, satp = {:#x}",
-        csrs.fflags, csrs.frm, csrs.mstatus, csrs.satp
+        "\n    fflags = {:#x}, frm = {}, mstatus = {:#x}, satp = {:#x}, menvcfg = {:#x}",
+        csrs.fflags, csrs.frm, csrs.mstatus, csrs.satp, csrs.menvcfg
     );
     if before.csrs.pmp != Pmp::open() {
         let _ = write!(text, "\n    {:x?}", before.csrs.pmp);
@@ -245,7 +278,25 @@ fn describe(subject: &Subject, before: &HartState, place: &Place, differences: S
         let _ = write!(text, "\n    {reservation:x?}");
     }
     let _ = write!(text, "\n  after it:{differences}");
-    text
+    let is_load = matches!(word & 0x7f, 0x03 | 0x07 | 0x2f);
+    let displacement = if word & 0x7f == 0x2f { 0 } else { word as i32 >> 20 };
+    let address = before.x[rs1 as usize].wrapping_add(displacement as u64);
+    let loaded = is_load.then(|| physical_address(subject, before, address)).flatten();
+    Found { text, loaded }
+}
+
+/// Where in RAM a data access goes.
+fn physical_address(subject: &Subject, before: &HartState, address: u64) -> Option<u64> {
+    let entries = page_walk(subject, before.csrs.satp, address);
+    let physical = match entries.last() {
+        Some(leaf) if before.csrs.satp != 0 => {
+            let shift = 30 - 9 * (entries.len() as u32 - 1);
+            let offset = address & ((1 << shift) - 1);
+            (leaf >> 10 << 12) & ((1 << 56) - 1) & !((1 << shift) - 1) | offset
+        }
+        _ => address,
+    };
+    (layout::RAM..layout::RAM + layout::RAM_BYTES - 8).contains(&physical).then_some(physical)
 }
 
 /// The Sv39 entries on the way to an address, as they are after the instruction.

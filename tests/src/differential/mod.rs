@@ -14,6 +14,7 @@
 pub mod assembler;
 mod classes;
 mod compare;
+pub mod directed;
 pub mod encode;
 pub mod frame;
 mod gdb;
@@ -28,5 +29,5 @@ pub use classes::Class;
 pub use compare::{Difference, Verdict, What, compare, first_difference};
 pub use lockstep::command;
 pub use oracle::{Oracle, OracleError, QEMU_VARIABLE};
-pub use program::{Program, Recipe};
+pub use program::{Mode, Program, Recipe};
 pub use subject::{Cut, End, Subject};
