@@ -36,7 +36,7 @@ Examples:
   secondwind primary --guest ledger --forward 7000:7000 --keys keys --node a --arbiter lock:/shared/vm.lock
   secondwind primary --config vm.toml")]
 pub struct PrimaryArgs {
-    /// TOML file with tables [vm] and [pair]; flags win over it
+    /// TOML file with the tables vm and pair; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Start even where the arbiter names another node: you vouch that it is gone for good,
@@ -62,7 +62,7 @@ Examples:
   secondwind backup --primary host-a:7420 --guest ledger --keys keys --node b --arbiter lock:/shared/vm.lock
   secondwind backup --config vm.toml")]
 pub struct BackupArgs {
-    /// TOML file with tables [vm] and [pair] and the list `primary`; flags win over it
+    /// TOML file with the tables vm and pair and the list `primary`; flags win over it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Address of the primary; may be given several times
