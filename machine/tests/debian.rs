@@ -42,7 +42,6 @@ fn debian(images: &BootImages, bootargs: &str) -> RiscvMachine {
 }
 
 #[test]
-#[ignore = "needs the Debian guest: guest/debian/build, then cargo test -p machine --test debian -- --ignored"]
 fn debian_replays_from_its_boot_and_from_a_checkpoint() {
     let images = BootImages::supervisor(guest("Image"), Some(guest("initramfs-base.cpio.gz")));
     let mut pinger = Pinger::default();
@@ -100,7 +99,6 @@ fn until_console(machine: &mut RiscvMachine, wanted: &str) {
 }
 
 #[test]
-#[ignore = "needs the Debian guest: guest/debian/build, then cargo test -p machine --test debian -- --ignored"]
 fn debian_takes_console_input_and_reboots() {
     let images = BootImages::supervisor(guest("Image"), Some(guest("initramfs-base.cpio.gz")));
     let mut machine = debian(&images, "console=ttyS0 secondwind.run=shell peer.run=shell");
