@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)] // Helpers are tests too.
 
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -82,7 +81,9 @@ fn rounds(report: &Value) -> &[Value] {
 fn the_guest_outlives_its_primary() {
     let stage = Stage::new();
     let page = stage.folder.path().join("drill.html");
-    let report = stage.pass(&["--seed", "7", "--html", page.to_str().unwrap()]);
+    let kept = stage.folder.path().join("kept");
+    let report =
+        stage.pass(&["--seed", "7", "--html", page.to_str().unwrap(), "--keep", kept.to_str().unwrap()]);
     assert_eq!(report["seed"], 7);
     assert_eq!(rounds(&report)[0]["survivor"], "b");
     assert_eq!(rounds(&report)[0]["term"], 2);
@@ -95,6 +96,10 @@ fn the_guest_outlives_its_primary() {
     assert!(measures["log_bytes"].as_u64() > Some(0) && measures["digests_compared"].as_u64() > Some(0));
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("<svg") && page.contains("SIGKILL to the primary a"));
+    for file in ["a.log", "b.timeline.jsonl", "history.json", "report.json", "report.html"] {
+        assert!(kept.join(file).exists(), "{file}");
+    }
+    assert!(!kept.join("keys").exists(), "keys are never kept");
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn debian_and_redis_outlive_their_primary() {
     if !debian_is_there() {
         return;
     }
-    let report = Stage::new().pass(&["--guest", "debian"]);
+    let report = Stage::new().pass(&["--guest", "debian", "--repeat", "2"]);
     assert_eq!(report["guest"], "debian");
 }
 
@@ -217,15 +222,4 @@ fn signal(child: &Child, name: &str) {
 
 fn end_of(child: &mut Child) -> ExitStatus {
     child.wait().unwrap()
-}
-
-#[test]
-fn what_is_asked_to_be_kept_is_kept() {
-    let stage = Stage::new();
-    let kept = stage.folder.path().join("kept");
-    stage.pass(&["--keep", kept.to_str().unwrap()]);
-    for file in ["a.log", "b.timeline.jsonl", "history.json", "report.json", "report.html"] {
-        assert!(Path::new(&kept).join(file).exists(), "{file}");
-    }
-    assert!(!kept.join("keys").exists(), "keys are never kept");
 }

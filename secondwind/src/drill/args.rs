@@ -121,6 +121,9 @@ impl Guest {
 }
 
 impl Fault {
+    /// How [`Fault::deed`] begins.
+    pub const DEEDS: [&str; 2] = ["SIGKILL to the", "the link is cut"];
+
     /// What is lost, in a word.
     pub fn name(self) -> &'static str {
         match self {

@@ -46,6 +46,8 @@ pub struct Evidence {
     pub record: Option<Record>,
     /// Datagrams of a stale machine that the switch refused after the last fault was over.
     pub stale_at_end: u64,
+    /// How often one side took the other for dead though nothing was broken.
+    pub false_alarms: u32,
 }
 
 /// One fault and what came of it. Times are in nanoseconds since the drill began.

@@ -15,6 +15,7 @@ mod agents;
 mod args;
 mod clock;
 mod cluster;
+mod drawing;
 mod evidence;
 mod history;
 mod keep;

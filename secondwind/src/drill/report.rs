@@ -4,6 +4,9 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use super::args::Fault;
+use super::progress::DRILL;
+
 /// One drill: what was done, what was seen, and whether every check held.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -53,6 +56,13 @@ pub struct TimelineEntry {
     pub what: String,
 }
 
+impl TimelineEntry {
+    /// Whether the drill broke something.
+    pub fn is_fault(&self) -> bool {
+        self.who == DRILL && Fault::DEEDS.iter().any(|deed| self.what.starts_with(deed))
+    }
+}
+
 /// What a drill measures. `None` where the scenario has no such figure.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Measures {
@@ -74,6 +84,8 @@ pub struct Measures {
     pub protected_p50_us: Option<f64>,
     /// Response delay while protected, 99th percentile.
     pub protected_p99_us: Option<f64>,
+    /// How often one side took the other for dead though nothing was broken.
+    pub false_alarms: u64,
     /// State digests that the backup compared.
     pub digests_compared: u64,
     /// Output frames whose hashes the backup compared.
@@ -102,6 +114,7 @@ impl Measures {
             unprotected_p99_us: worse(self.unprotected_p99_us, next.unprotected_p99_us),
             protected_p50_us: worse(self.protected_p50_us, next.protected_p50_us),
             protected_p99_us: worse(self.protected_p99_us, next.protected_p99_us),
+            false_alarms: self.false_alarms + next.false_alarms,
             digests_compared: self.digests_compared + next.digests_compared,
             outputs_compared: self.outputs_compared + next.outputs_compared,
             log_bytes: self.log_bytes + next.log_bytes,
@@ -240,6 +253,7 @@ impl Report {
             ),
             ("response delay protected, p50 / p99", pair(us(m.protected_p50_us), us(m.protected_p99_us))),
             ("added response delay, p50 / p99", pair(us(m.added_p50_us()), us(m.added_p99_us()))),
+            ("false alarms", m.false_alarms.to_string()),
             ("digests compared", m.digests_compared.to_string()),
             ("output frames compared", m.outputs_compared.to_string()),
             ("log shipped", format!("{} bytes", m.log_bytes)),

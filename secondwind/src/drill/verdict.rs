@@ -127,6 +127,7 @@ fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
         unprotected_p99_us: percentile(&mut unprotected, 99.0),
         protected_p50_us: percentile(&mut protected, 50.0),
         protected_p99_us: percentile(&mut protected, 99.0),
+        false_alarms: u64::from(evidence.false_alarms),
         digests_compared: statuses().map(|status| status.digests_compared).sum(),
         outputs_compared: statuses().map(|status| status.outputs_compared).sum(),
         log_bytes: statuses().map(|status| status.log_bytes).sum(),
@@ -283,17 +284,18 @@ fn limits(measures: &Measures, rounds: &[RoundFigures]) -> Vec<Check> {
     let beyond: Option<Vec<f64>> = beyond.collect();
     let worst_ms = beyond.and_then(|all| all.into_iter().reduce(f64::max));
     vec![
-        at_most("blackout beyond detection", worst_ms, BLACKOUT_BEYOND_DETECTION_MS, "ms"),
-        at_most("added response delay, p50", measures.added_p50_us(), ADDED_P50_US, "us"),
-        at_most("added response delay, p99", measures.added_p99_us(), ADDED_P99_US, "us"),
-        at_most("checkpoint pause at the join", measures.checkpoint_pause_ms, CHECKPOINT_PAUSE_MS, "ms"),
-        at_most("memory beyond the guest's", measures.memory_overhead_mib, MEMORY_OVERHEAD_MIB, "MiB"),
+        at_most("blackout beyond detection", worst_ms, BLACKOUT_BEYOND_DETECTION_MS, " ms"),
+        at_most("added response delay, p50", measures.added_p50_us(), ADDED_P50_US, " us"),
+        at_most("added response delay, p99", measures.added_p99_us(), ADDED_P99_US, " us"),
+        at_most("checkpoint pause at the join", measures.checkpoint_pause_ms, CHECKPOINT_PAUSE_MS, " ms"),
+        at_most("false alarms", Some(measures.false_alarms as f64), 0.0, ""),
+        at_most("memory beyond the guest's", measures.memory_overhead_mib, MEMORY_OVERHEAD_MIB, " MiB"),
     ]
 }
 
 fn at_most(what: &str, found: Option<f64>, limit: f64, unit: &str) -> Check {
-    let shown = found.map_or("not measured".to_owned(), |value| format!("{value:.1} {unit}"));
-    Check::new(format!("{what}: at most {limit} {unit}"), found.is_some_and(|value| value <= limit), shown)
+    let shown = found.map_or("not measured".to_owned(), |value| format!("{value:.1}{unit}"));
+    Check::new(format!("{what}: at most {limit}{unit}"), found.is_some_and(|value| value <= limit), shown)
 }
 
 #[cfg(test)]
