@@ -21,7 +21,7 @@ use std::time::Duration;
 use link::arbiter::Arbiter;
 use link::arbitration::Record;
 use link::tls::Security;
-use link::transport::{Connection, TransportConfig, connect};
+use link::transport::{Connection, TransportConfig, TransportError, connect};
 use machine::{Handover, Machine};
 use netbuf::announce::AddressLearner;
 use store::LogWriter;
@@ -94,6 +94,8 @@ pub enum DriverError {
     Replay,
 }
 
+/// Wait before the next attempt where the primary refuses this host's keys.
+const UNWELCOME_PAUSE: Duration = Duration::from_secs(1);
 /// How often the status is brought up to date.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -193,6 +195,10 @@ fn dial(shared: &Arc<Shared>, dialler: &Dialler, id: ConnectionId) {
             Ok(connection) => receive(&shared, id, connection).await,
             Err(error) => {
                 shared.note_dial_error(error.to_string());
+                if !matches!(error, TransportError::Unreachable { .. }) {
+                    // Somebody answers, but will not talk: that needs a person.
+                    tokio::time::sleep(UNWELCOME_PAUSE).await;
+                }
                 shared.with(|backup, now_ns| backup.handle_dial_failed(now_ns));
             }
         }

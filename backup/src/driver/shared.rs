@@ -130,11 +130,11 @@ impl Shared {
         self.lock().backup.poll_dial(monotonic_ns())
     }
 
-    /// Notes why the primary could not be reached, for the status.
+    /// Notes why the primary could not be reached, and says it when it is news.
     pub fn note_dial_error(&self, error: String) {
         let known = self.lock().dial_error.replace(error.clone());
         if known.as_ref() != Some(&error) {
-            tracing::info!("{error}");
+            tracing::warn!("{error}");
         }
     }
 

@@ -99,6 +99,8 @@ pub enum DriverError {
     Vcpu,
 }
 
+/// Least time between two warnings about hosts that could not connect.
+const WARN_INTERVAL_NS: u64 = 10_000_000_000;
 /// How often the status is brought up to date.
 const STATUS_INTERVAL: Duration = Duration::from_millis(50);
 /// Announcements of the guest's addresses after the first one: switches forget, frames get
@@ -183,7 +185,7 @@ async fn serve(
     mut commands: mpsc::Receiver<Command>,
     status: &watch::Sender<PrimaryStatus>,
 ) -> Result<Finish, DriverError> {
-    let mut next_connection = 0;
+    let (mut next_connection, mut warn_from_ns) = (0, 0);
     let mut status_due = tokio::time::interval(STATUS_INTERVAL);
     status_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut commands_open = true;
@@ -200,7 +202,12 @@ async fn serve(
                     next_connection += 1;
                     attach(shared, ConnectionId(next_connection), connection);
                 }
-                Err(error) => tracing::warn!("{error}"),
+                // A host with a wrong key tries again and again: it is not worth a line each time.
+                Err(error) if monotonic_ns() >= warn_from_ns => {
+                    tracing::warn!("{error}");
+                    warn_from_ns = monotonic_ns().saturating_add(WARN_INTERVAL_NS);
+                }
+                Err(error) => tracing::debug!("{error}"),
             },
             command = commands.recv(), if commands_open => match command {
                 Some(Command::Operator(operator)) => {
