@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use log_format::{CheckpointPart, Event};
+use log_format::{CheckpointHead, CheckpointPart, Event};
 use machine::Machine;
 
 use crate::core::MachineRequest;
@@ -11,6 +11,8 @@ use crate::recorder::{CheckpointBegun, Recorded, Recorder, Step};
 
 /// Inputs kept while the guest is held.
 const WAITING_INPUTS: usize = 256;
+/// Pages in a part of a state that is kept for diagnosis.
+const KEPT_PAGES: usize = 256;
 
 /// What the machine's thread tells the core, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +142,22 @@ impl<M: Machine> Vcpu<M> {
             self.told.push_back(end);
         }
         step
+    }
+
+    /// Gives the present state to `keep`, for diagnosis: its head, and its parts until an
+    /// empty one. The guest stands still meanwhile. Not while a checkpoint is under way.
+    pub fn keep_state<T>(
+        &mut self,
+        now_ns: u64,
+        keep: impl FnOnce(CheckpointHead, &mut dyn FnMut() -> CheckpointPart) -> T,
+    ) -> Option<T> {
+        if self.checkpoint.is_some() {
+            return None;
+        }
+        let begun = self.recorder.begin_checkpoint(now_ns);
+        self.told.push_back(FromMachine::Recorded(begun.before));
+        let recorder = &mut self.recorder;
+        Some(keep(begun.head, &mut || recorder.take_checkpoint_pages(KEPT_PAGES)))
     }
 
     /// What the core has to know next.

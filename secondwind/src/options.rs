@@ -120,7 +120,7 @@ layered! {
         /// [default: in the runtime folder, by name and node]
         #[arg(long, value_name = "SOCKET", help_heading = "Pair")]
         control: Option<PathBuf>,
-        /// Also write the log to this folder
+        /// Primary: also write the log to this folder, for secondwind log and replay
         #[arg(long, value_name = "DIR", help_heading = "Pair")]
         log_dir: Option<PathBuf>,
         /// Write what the guest prints to this file instead of standard output

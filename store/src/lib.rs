@@ -9,6 +9,7 @@
 //! [`StoreError`]; whatever lies before the damage is read as usual.
 
 mod background;
+mod checkpoint_file;
 mod disk;
 mod error;
 mod follower;
@@ -19,6 +20,7 @@ mod verify;
 mod writer;
 
 pub use background::{BackgroundLog, LogEnded};
+pub use checkpoint_file::write_checkpoint;
 pub use disk::{Directory, Disk, DiskFile};
 pub use error::StoreError;
 pub use follower::{Follower, NotNext};

@@ -1,12 +1,10 @@
 //! The thread on which the machine follows.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::thread::JoinHandle;
 
-use log_format::{ChainHash, CheckpointEnd, CheckpointPart, CheckpointStart, Message, Position};
 use machine::Machine;
 
 use super::DriverError;
@@ -61,43 +59,15 @@ fn run<M: Machine, F: FnMut() -> M>(
     }
 }
 
-/// Keeps the state that diverged as a file of checkpoint messages (docs/log-format.md).
+/// Keeps the state that diverged, for diagnosis.
 fn keep_state<M: Machine, F: FnMut() -> M>(worker: &mut ReplayWorker<M, F>, folder: &Path) {
     let Some(machine) = worker.diverged_machine() else { return };
-    match write_state(machine, folder) {
-        Ok(path) => tracing::error!("the diverged state is kept in {}", path.display()),
-        Err(error) => {
-            tracing::error!("the diverged state could not be kept in {}: {error}", folder.display())
-        }
-    }
-}
-
-fn write_state<M: Machine>(machine: &mut M, folder: &Path) -> std::io::Result<PathBuf> {
-    std::fs::create_dir_all(folder)?;
     let head = machine.begin_checkpoint();
-    let path = folder.join(format!("diverged-at-{}.checkpoint", head.moment.icount));
-    let mut file = std::io::BufWriter::new(std::fs::File::create(&path)?);
-    let position = Position { moment: head.moment, ..Position::default() };
-    let encoded = |message: Message| message.encode().map_err(std::io::Error::other);
-    let start = CheckpointStart {
-        position,
-        chain: ChainHash::NONE,
-        events_before: 0,
-        released_outputs: head.outputs_before,
-        held: Vec::new(),
-        head,
-    };
-    file.write_all(&encoded(Message::CheckpointHead(start))?)?;
-    let mut parts = 0;
-    loop {
-        let part: CheckpointPart = machine.take_checkpoint_pages(DUMP_PAGES);
-        if part.is_empty() {
-            break;
-        }
-        parts += 1;
-        file.write_all(&encoded(Message::CheckpointPart(part))?)?;
+    let path = folder.join(format!("backup-at-{}.checkpoint", head.moment.icount));
+    let written = std::fs::create_dir_all(folder)
+        .and_then(|()| store::write_checkpoint(&path, head, || machine.take_checkpoint_pages(DUMP_PAGES)));
+    match written {
+        Ok(()) => tracing::error!("the diverged state is kept in {}", path.display()),
+        Err(error) => tracing::error!("the diverged state could not be kept in {}: {error}", path.display()),
     }
-    file.write_all(&encoded(Message::CheckpointEnd(CheckpointEnd { parts }))?)?;
-    file.into_inner()?.sync_all()?;
-    Ok(path)
 }

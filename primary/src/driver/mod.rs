@@ -18,6 +18,7 @@ mod status;
 mod vcpu_thread;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct DriverConfig {
     pub console: Box<dyn Write + Send>,
     /// The log on this side's disk.
     pub store: Option<LogWriter>,
+    /// Where the state is kept when a backup's differs.
+    pub diverged: Option<PathBuf>,
     /// Injected before anything else: entropy and the wall clock.
     pub first_inputs: Vec<Event>,
 }
@@ -146,6 +149,7 @@ pub async fn run<M: Machine + 'static>(
         console: config.console,
         store: config.store,
         arbiter: config.arbiter,
+        diverged: config.diverged,
         to_vcpu: to_vcpu.clone(),
         events: controls.events,
     })?;

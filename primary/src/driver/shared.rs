@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub struct Parts {
     pub console: Box<dyn Write + Send>,
     pub store: Option<LogWriter>,
     pub arbiter: Arc<dyn Arbiter>,
+    pub diverged: Option<PathBuf>,
     pub to_vcpu: mpsc::Sender<ToVcpu>,
     pub events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
 }
@@ -52,6 +54,7 @@ struct Inner {
     log: Option<BackgroundLog>,
     to_vcpu: mpsc::Sender<ToVcpu>,
     events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
+    diverged: Option<PathBuf>,
     connections: BTreeMap<ConnectionId, Sender>,
     braked: bool,
     /// Something could not be sent for want of room: try again soon.
@@ -94,6 +97,7 @@ impl Shared {
             log,
             to_vcpu: parts.to_vcpu,
             events: parts.events,
+            diverged: parts.diverged,
             connections: BTreeMap::new(),
             braked: false,
             crowded: false,
@@ -225,6 +229,9 @@ impl Inner {
         }
         while let Some(event) = self.primary.poll_event() {
             tracing::info!("{event:?}");
+            if let (PrimaryEvent::Diverged { .. }, Some(folder)) = (&event, &self.diverged) {
+                let _ = self.to_vcpu.send(ToVcpu::KeepState(folder.clone()));
+            }
             let _ = self.events.send((now_ns, event));
         }
         let braked = self.primary.wants_stall();

@@ -1,5 +1,6 @@
 //! The thread on which the machine runs.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -24,6 +25,8 @@ pub enum ToVcpu {
     Request(MachineRequest),
     /// Hold the guest, or let it go on.
     Brake(bool),
+    /// Keep the present state in this folder: the backup's differs.
+    KeepState(PathBuf),
     /// End the thread.
     Stop,
 }
@@ -79,9 +82,27 @@ fn obey<M: Machine>(vcpu: &mut Vcpu<M>, command: ToVcpu, shared: &Arc<Shared>) -
             }
         }
         ToVcpu::Brake(braked) => vcpu.brake(braked, now_ns),
+        ToVcpu::KeepState(folder) => keep_state(vcpu, &folder, now_ns),
         ToVcpu::Stop => return false,
     }
     true
+}
+
+/// Keeps the present state, for diagnosis beside the backup's.
+fn keep_state<M: Machine>(vcpu: &mut Vcpu<M>, folder: &Path, now_ns: u64) {
+    let written = vcpu.keep_state(now_ns, |head, next_part| {
+        let path = folder.join(format!("primary-at-{}.checkpoint", head.moment.icount));
+        std::fs::create_dir_all(folder)
+            .and_then(|()| store::write_checkpoint(&path, head, next_part))
+            .map(|()| path)
+    });
+    match written {
+        Some(Ok(path)) => tracing::error!("the primary's state is kept in {}", path.display()),
+        Some(Err(error)) => {
+            tracing::error!("the primary's state could not be kept in {}: {error}", folder.display());
+        }
+        None => tracing::error!("the primary's state is not kept: a checkpoint is under way"),
+    }
 }
 
 fn tell<M: Machine>(vcpu: &mut Vcpu<M>, shared: &Arc<Shared>) {

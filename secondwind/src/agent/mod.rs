@@ -97,6 +97,9 @@ pub fn primary(args: PrimaryArgs) -> Result<ExitCode> {
 pub fn backup(args: BackupArgs) -> Result<ExitCode> {
     let file = ConfigFile::load(args.config.as_deref())?;
     let settings = Settings::new(args.pair.over(file.pair))?;
+    if settings.log_dir.is_some() {
+        bail!("--log-dir is the primary's: a backup holds the log in memory; leave it out here");
+    }
     let vm = Vm::from_options(&args.vm.over(file.vm), &settings.name)?;
     let primaries = if args.primary.is_empty() { file.primary } else { args.primary };
     if primaries.is_empty() {
@@ -203,6 +206,7 @@ impl Agent {
             learners,
             console: self.settings.open_console()?,
             store,
+            diverged: Some(self.settings.diverged_folder()),
             first_inputs,
         };
         let (commands, received) = mpsc::channel(COMMANDS);
