@@ -7,7 +7,7 @@ use log_format::{
     Batch, ChainHash, CheckpointStart, Control, Event, LoggedOutput, Moment, Position, SealedBatch,
 };
 use machine::Machine;
-use primary::{Batcher, Recorded, Recorder, RecorderConfig, Step};
+use primary::{Batcher, FromMachine, Recorded, Recorder, RecorderConfig, Step, Vcpu};
 use secondwind_tests::sim::ledger::{Operation, Request};
 use secondwind_tests::sim::random::Random;
 use secondwind_tests::sim::toy::{Defect, ToyConfig, ToyMachine};
@@ -367,4 +367,33 @@ fn a_worker_keeps_its_machine_when_the_end_of_a_checkpoint_is_repeated() {
     assert_eq!(reports[0], ReplayReport::Restored);
     assert!(matches!(reports.last(), Some(ReplayReport::Finished { .. })), "{reports:?}");
     assert!(worker.into_machine().is_some());
+}
+
+#[test]
+fn a_state_kept_for_diagnosis_restores_to_the_machine_it_was_taken_from() {
+    let machine = ToyMachine::new(ToyConfig::default());
+    let mut vcpu = Vcpu::new(Recorder::new(machine, recorder_config(), 0, 0));
+    vcpu.handle_input(Event::Entropy(Bytes::from_static(b"seed")), 0);
+    for now_ns in (0..50).map(|turn| turn * MILLISECOND_NS) {
+        vcpu.turn(now_ns);
+    }
+    let mut copy = ToyMachine::new(ToyConfig::default());
+    let digest = vcpu
+        .keep_state(50 * MILLISECOND_NS, |head, next_part| {
+            copy.restore_begin(&head).expect("it is the same machine");
+            loop {
+                let part = next_part();
+                if part.is_empty() {
+                    return head.digest;
+                }
+                copy.restore_part(&part).expect("the part lies in the machine");
+            }
+        })
+        .expect("no checkpoint is under way");
+    assert_eq!(copy.digest(), digest);
+
+    // What was recorded before it is told, and no state is kept while a checkpoint is shipped.
+    assert!(matches!(vcpu.poll(), Some(FromMachine::Recorded(_))));
+    vcpu.handle_request(primary::MachineRequest::BeginCheckpoint { checkpoint: 1 }, 60 * MILLISECOND_NS);
+    assert!(vcpu.keep_state(60 * MILLISECOND_NS, |_, _| ()).is_none());
 }
