@@ -76,6 +76,8 @@ const WAITING_STRETCHES: usize = 1024;
 /// A batch is closed at this size, or when its oldest stretch is this old.
 const BATCH_BYTES: u64 = 64 << 10;
 const BATCH_AGE_NS: u64 = 500_000_000;
+/// Recorded stretches without outputs are handed to the log this often.
+const HAND_ON_INTERVAL_NS: u64 = 50_000_000;
 /// The name of a machine that has no other.
 const NAME: &str = "vm";
 
@@ -221,7 +223,8 @@ impl Live {
         inputs: &Receiver<Input>,
         seconds: Option<f64>,
     ) -> Result<Ended> {
-        let mut recorder = Recorder::new(machine, RecorderConfig::default(), 0, self.now_ns());
+        let config = recorder_config(self.recording.is_some());
+        let mut recorder = Recorder::new(machine, config, 0, self.now_ns());
         recorder.handle_input(Event::Entropy(crate::vm::entropy_seed()?), self.now_ns());
         recorder.handle_input(Event::WallClock { unix_ns: crate::vm::unix_ns() }, self.now_ns());
         let end_ns = seconds.map(|seconds| (seconds.max(0.0) * 1e9) as u64);
@@ -288,6 +291,16 @@ impl Live {
             }
         }
     }
+}
+
+/// Nobody waits for the log of a recording: it is handed on in large pieces. A machine that
+/// is not recorded needs no digests.
+fn recorder_config(is_recorded: bool) -> RecorderConfig {
+    let recorded = RecorderConfig { hand_on_interval_ns: HAND_ON_INTERVAL_NS, ..RecorderConfig::default() };
+    if is_recorded {
+        return recorded;
+    }
+    RecorderConfig { digest_interval_instructions: u64::MAX, digest_interval_ns: u64::MAX, ..recorded }
 }
 
 /// Injects what has come. Whether the machine is to stop.
