@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Version of the machine's semantics: what an instruction, a device or the clock does.
-/// A fix that changes execution takes a new number; logs and checkpoints carry it.
-pub const SEMANTICS_VERSION: u32 = 1;
+/// Newest version of the machine's semantics: what an instruction, a device or the clock does.
+/// A fix that changes execution takes a new number; logs and checkpoints carry it, and a
+/// machine can still be made with each earlier one (`machine::Semantics`).
+pub const SEMANTICS_VERSION: u32 = 2;
 
 /// A point of a machine's execution. Orders by `icount`, then by `time_ns`: while every
 /// hart waits, icount stands still and guest time moves.
@@ -152,7 +153,7 @@ pub struct LoggedDigest {
 /// go through the same states.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineIdentity {
-    /// [`SEMANTICS_VERSION`] of the machine that runs it.
+    /// Version of its semantics, at most [`SEMANTICS_VERSION`].
     pub semantics: u32,
     /// Hash of the configuration: harts, memory, devices, command line.
     #[serde(with = "serde_bytes")]

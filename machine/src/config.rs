@@ -1,9 +1,11 @@
 //! What a machine is made of, as its owner says it.
 
 use bytes::Bytes;
+use log_format::SEMANTICS_VERSION;
 use serde::{Deserialize, Serialize};
 
 use crate::ram::PAGE_BYTES;
+use crate::semantics::Semantics;
 
 /// Most harts a machine has.
 pub const MAX_HARTS: usize = 8;
@@ -21,6 +23,9 @@ const MAX_BOOTARGS_BYTES: usize = 2047;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MachineConfig {
+    /// Which version of the semantics the machine has.
+    #[serde(default = "Semantics::first", skip_serializing_if = "Semantics::is_first")]
+    pub semantics: Semantics,
     /// Number of harts, 1 to [`MAX_HARTS`].
     pub harts: usize,
     /// Guest memory in bytes, a multiple of 4096.
@@ -45,6 +50,7 @@ pub struct MachineConfig {
 impl Default for MachineConfig {
     fn default() -> MachineConfig {
         MachineConfig {
+            semantics: Semantics::NEWEST,
             harts: 1,
             memory_bytes: 256 << 20,
             instruction_ps: 1000,
@@ -140,6 +146,11 @@ impl BootImages {
 /// says the way out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// Semantics of another program version.
+    #[error(
+        "this program knows machine semantics 1 to {SEMANTICS_VERSION}, not {0}; use the version that has them"
+    )]
+    Semantics(u32),
     /// Wrong number of harts.
     #[error("a machine has 1 to {MAX_HARTS} harts, not {0}")]
     Harts(usize),
@@ -220,6 +231,10 @@ impl MachineConfig {
     /// # Errors
     /// Names the first field that no machine can have.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        let version = self.semantics.version();
+        if Semantics::new(version).is_none() {
+            return Err(ConfigError::Semantics(version));
+        }
         if !(1..=MAX_HARTS).contains(&self.harts) {
             return Err(ConfigError::Harts(self.harts));
         }
@@ -290,6 +305,23 @@ mod tests {
         assert_eq!(with(&|c| c.disks = nine.clone()), ConfigError::TooManyDevices { found: 9 });
         let long = DiskConfig { serial: "x".repeat(21), read_only: false };
         assert!(matches!(with(&|c| c.disks = vec![long.clone()]), ConfigError::Serial { disk: 0, .. }));
+    }
+
+    #[test]
+    fn a_configuration_without_semantics_has_the_first() {
+        let bytes = |config: &MachineConfig| rmp_serde::to_vec_named(config).unwrap();
+        let empty_map = [0x80];
+        let first: MachineConfig = rmp_serde::from_slice(&empty_map).unwrap();
+        assert_eq!(first.semantics, Semantics::FIRST);
+        let as_written_then = !bytes(&first).windows(9).any(|name| name == b"semantics");
+        assert!(as_written_then, "or its hash, and with it the machine's identity, would be another");
+        let newest = MachineConfig::default();
+        assert_eq!(rmp_serde::from_slice::<MachineConfig>(&bytes(&newest)).unwrap(), newest);
+        let mut unknown = bytes(&newest);
+        let at = unknown.windows(9).position(|name| name == b"semantics").unwrap() + 9;
+        unknown[at] = 99;
+        let unknown: MachineConfig = rmp_serde::from_slice(&unknown).unwrap();
+        assert_eq!(unknown.validate(), Err(ConfigError::Semantics(99)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod output;
 pub mod ram;
 mod run;
 mod sbi;
+mod semantics;
 pub mod softfloat;
 mod state;
 
@@ -27,3 +28,4 @@ pub use config::*;
 pub use contract::*;
 pub use handover::{Handover, PrimacyStart};
 pub use machine::RiscvMachine;
+pub use semantics::Semantics;

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use log_format::{
     CheckpointHead, CheckpointPart, Control, Digest, Event, LoggedOutput, MachineIdentity, Moment,
-    SEMANTICS_VERSION,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -18,6 +17,7 @@ use crate::hart::{Hart, HartOptions, HartState};
 use crate::output::Outputs;
 use crate::ram::{PAGE_BYTES, Ram};
 use crate::sbi::HartStatus;
+use crate::semantics::Semantics;
 use crate::state::{self, CoreState, MachineState, Power, Shape, Turn};
 
 /// A RISC-V machine, compatible with QEMU's `virt` board where a guest can see it.
@@ -59,13 +59,13 @@ impl RiscvMachine {
         let plan = BootPlan::new(images, config.memory_bytes)?;
         let disks = disks.into_iter().enumerate().map(open_disk).collect::<Result<Vec<_>, _>>()?;
         let identity = MachineIdentity {
-            semantics: SEMANTICS_VERSION,
+            semantics: config.semantics.version(),
             config: config.hash(),
             boot_images: images.hash(),
             disks: disks.iter().map(Disk::identity).collect(),
         };
         let kind = images.kind;
-        let harts = (0..config.harts).map(|hart| new_hart(hart, kind, &plan)).collect();
+        let harts = (0..config.harts).map(|hart| new_hart(hart, kind, &plan, config.semantics)).collect();
         let core = CoreState {
             icount: 0,
             power: Power::Booting,
@@ -95,7 +95,7 @@ impl RiscvMachine {
     fn encoded_state(&self) -> Vec<u8> {
         let harts: Vec<HartState> = self.harts.iter().map(Hart::state).collect();
         let Board { clock, outputs, devices, .. } = &self.board;
-        state::encode(&self.core, &harts, clock, outputs.state(), devices)
+        state::encode(self.config.semantics, &self.core, &harts, clock, outputs.state(), devices)
     }
 
     fn digest_with(&mut self, state: &[u8]) -> Digest {
@@ -128,9 +128,10 @@ impl RiscvMachine {
     }
 }
 
-fn new_hart(hart: usize, kind: BootKind, plan: &BootPlan) -> Hart {
+fn new_hart(hart: usize, kind: BootKind, plan: &BootPlan, semantics: Semantics) -> Hart {
     let page = PAGE_BYTES as u64;
     let options = HartOptions {
+        semantics,
         sbi_builtin: kind == BootKind::Supervisor,
         watched_page: plan.tohost.map(|places| places.tohost / page * page),
         ..HartOptions::default()
@@ -238,6 +239,7 @@ impl Machine for RiscvMachine {
             return Err(RestoreError::Foreign { what: "memory size", found, expected });
         }
         let shape = Shape {
+            semantics: self.config.semantics,
             harts: self.config.harts,
             slice_instructions: self.config.slice_instructions,
             clock: &Clock::new(self.config.instruction_ps),

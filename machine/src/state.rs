@@ -4,7 +4,6 @@
 //! version, so that a part can change its form without the others. Encoding is a function
 //! of the state (no maps with random order): the digest stands on these bytes.
 
-use log_format::SEMANTICS_VERSION;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +13,7 @@ use crate::config::VIRTIO_SLOTS;
 use crate::hart::HartState;
 use crate::output::OutputState;
 use crate::sbi::HartStatus;
+use crate::semantics::Semantics;
 
 /// Version of the envelope.
 const ENVELOPE_VERSION: u32 = 1;
@@ -102,6 +102,7 @@ parts! {
 
 /// The encoded state.
 pub fn encode(
+    semantics: Semantics,
     core: &CoreState,
     harts: &Vec<HartState>,
     clock: &Clock,
@@ -121,7 +122,7 @@ pub fn encode(
         payload(&devices.pool),
         payload(&devices.slots),
     ];
-    let envelope = Envelope { version: ENVELOPE_VERSION, semantics: SEMANTICS_VERSION, payloads };
+    let envelope = Envelope { version: ENVELOPE_VERSION, semantics: semantics.version(), payloads };
     rmp_serde::to_vec_named(&envelope).expect("a state always encodes")
 }
 
@@ -143,9 +144,9 @@ impl MachineState {
                 "its form has version {found}, this program reads version {ENVELOPE_VERSION}"
             ));
         }
-        if envelope.semantics != SEMANTICS_VERSION {
-            let found = envelope.semantics;
-            return Err(format!("its semantics are version {found}, this program's {SEMANTICS_VERSION}"));
+        let (found, own) = (envelope.semantics, expected.semantics.version());
+        if found != own {
+            return Err(format!("its semantics are version {found}, this machine's {own}"));
         }
         let payloads = &envelope.payloads;
         let state = MachineState {
@@ -185,6 +186,7 @@ fn part<T: Part>(payloads: &[Payload]) -> Result<T, String> {
 
 /// What a state must agree with before a machine takes it.
 pub struct Shape<'a> {
+    pub semantics: Semantics,
     pub harts: usize,
     pub slice_instructions: u64,
     pub clock: &'a Clock,

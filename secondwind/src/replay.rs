@@ -88,13 +88,6 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
 
 fn check_identity(machine: &RiscvMachine, reader: &LogReader) -> Result<()> {
     let (found, recorded) = (machine.identity(), &reader.header().identity);
-    if found.semantics != recorded.semantics {
-        bail!(
-            "recorded with machine semantics {}, this version has {}; replay it with the version that recorded it",
-            recorded.semantics,
-            found.semantics
-        );
-    }
     if found.disks != recorded.disks {
         bail!("a disk image is not what it was when this was recorded; restore it, then replay");
     }

@@ -48,6 +48,7 @@ use std::hash::BuildHasherDefault;
 
 use crate::bus::Bus;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
+use crate::semantics::Semantics;
 use blocks::{Block, Blocks, NumberHasher, Source};
 use mmu::{Access, PageFilter, TableUse};
 use op::{BURST, MAX_BLOCK, OpRef};
@@ -61,6 +62,8 @@ const FETCH_ENTRIES: usize = 256;
 /// How a hart is built.
 #[derive(Debug, Clone, Copy)]
 pub struct HartOptions {
+    /// What the hart can do.
+    pub semantics: Semantics,
     /// `ecall` from S-mode leaves [`Hart::run`] with [`HartExit::SbiCall`].
     pub sbi_builtin: bool,
     /// Guest-physical address of a page of RAM whose stores go to [`Bus::mmio_write`], which
@@ -72,7 +75,12 @@ pub struct HartOptions {
 
 impl Default for HartOptions {
     fn default() -> Self {
-        HartOptions { sbi_builtin: false, watched_page: None, code_cache_bytes: 10 << 20 }
+        HartOptions {
+            semantics: Semantics::NEWEST,
+            sbi_builtin: false,
+            watched_page: None,
+            code_cache_bytes: 10 << 20,
+        }
     }
 }
 

@@ -1,0 +1,56 @@
+//! What each version of the machine's semantics has: old logs replay on new programs.
+//!
+//! Whatever changes what a guest sees asks here, and old versions keep what they had. A new
+//! entry goes under the number that the next release takes; `docs/machine.md` lists them.
+
+use log_format::SEMANTICS_VERSION;
+use serde::{Deserialize, Serialize};
+
+/// A version of the semantics, as logs and checkpoints carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Semantics(u32);
+
+impl Semantics {
+    /// The first version, of machines that say none.
+    pub const FIRST: Semantics = Semantics(1);
+    /// The newest one, of new machines.
+    pub const NEWEST: Semantics = Semantics(SEMANTICS_VERSION);
+
+    /// The version with this number, if this program knows it.
+    pub fn new(version: u32) -> Option<Semantics> {
+        (Semantics::FIRST.0..=Semantics::NEWEST.0).contains(&version).then_some(Semantics(version))
+    }
+
+    /// Its number.
+    pub fn version(self) -> u32 {
+        self.0
+    }
+
+    pub(crate) fn first() -> Semantics {
+        Semantics::FIRST
+    }
+
+    pub(crate) fn is_first(&self) -> bool {
+        *self == Semantics::FIRST
+    }
+}
+
+impl Default for Semantics {
+    fn default() -> Semantics {
+        Semantics::NEWEST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_versions_are_made() {
+        assert_eq!(Semantics::new(1), Some(Semantics::FIRST));
+        assert_eq!(Semantics::new(SEMANTICS_VERSION), Some(Semantics::NEWEST));
+        assert_eq!(Semantics::new(0), None);
+        assert_eq!(Semantics::new(SEMANTICS_VERSION + 1), None);
+    }
+}
