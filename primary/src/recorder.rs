@@ -16,6 +16,18 @@
 //! real time, it asks its driver to sleep. While every hart waits, guest time follows real
 //! time, and a timer that fires is no log entry: a replay finds it by itself. Only where
 //! execution cannot keep up, a coarse [`Event::ClockAdvance`] is logged.
+//!
+//! # How close the clocks are
+//!
+//! Whenever the guest executes, and only then can it look, its time is at most
+//!
+//! - *ahead* by the guest time of one slice: no slice begins ahead of real time;
+//! - *behind* by [`RecorderConfig::lag_hard_max_ns`] and the real time of one slice: no slice
+//!   begins further behind.
+//!
+//! A slice is 33 us of guest time, and takes the host well under a millisecond, so guest time is
+//! within 10 ms of real time as long as the host gives the thread a processor. When it did not,
+//! the first slice afterwards is right again.
 
 use log_format::{CheckpointHead, CheckpointPart, Event, LoggedDigest, LoggedEvent, LoggedOutput, Moment};
 use machine::{Exit, Machine};
@@ -28,7 +40,7 @@ pub struct RecorderConfig {
     /// By how much guest time may fall behind during a stretch of execution before a clock
     /// advance is logged.
     pub lag_max_ns: u64,
-    /// Lag that is never left to the next idle moment to make good.
+    /// Lag with which no slice begins: it is not left to the next idle moment to make good.
     pub lag_hard_max_ns: u64,
     /// A digest is taken after this many instructions...
     pub digest_interval_instructions: u64,
@@ -49,7 +61,7 @@ impl Default for RecorderConfig {
         RecorderConfig {
             slice_instructions: 32 * 1024,
             lag_max_ns: 5_000_000,
-            lag_hard_max_ns: 100_000_000,
+            lag_hard_max_ns: 8_000_000,
             digest_interval_instructions: 1 << 26,
             digest_interval_ns: 1_000_000_000,
             digest_min_instructions: 1 << 22,
@@ -132,6 +144,8 @@ pub struct Recorder<M> {
     handed_on: HandedOn,
     digest_at: Moment,
     waiting: Option<Waiting>,
+    /// Guest time was ahead of real time, so that the driver was asked to sleep.
+    ahead: bool,
     /// Lag that stood already when the present stretch of execution began.
     lag_at_wake_ns: u64,
     halted: Option<u32>,
@@ -187,6 +201,7 @@ impl<M: Machine> Recorder<M> {
             handed_on: HandedOn { end: here, at_ns: 0 },
             digest_at: here,
             waiting: None,
+            ahead: false,
             lag_at_wake_ns: 0,
             halted: None,
             faulted: None,
@@ -200,7 +215,9 @@ impl<M: Machine> Recorder<M> {
             return;
         }
         if self.waiting.is_some() {
-            self.machine.advance_idle(self.clock.guest_ns(now_ns));
+            let target_ns = self.clock.guest_ns(now_ns);
+            let reached_ns = self.machine.advance_idle(target_ns);
+            self.lag_at_wake_ns = target_ns.saturating_sub(reached_ns);
         }
         self.inject(event);
     }
@@ -223,6 +240,7 @@ impl<M: Machine> Recorder<M> {
         self.keep_up(target_ns);
         let here = self.machine.moment();
         if here.time_ns > target_ns {
+            self.ahead = true;
             return Step::Sleep { until_ns: Some(self.clock.host_ns(here.time_ns)) };
         }
         self.run_slice(here);
@@ -328,6 +346,10 @@ impl<M: Machine> Recorder<M> {
     /// Logs a clock advance when execution lags too far behind real time.
     fn keep_up(&mut self, target_ns: u64) {
         let lag_ns = target_ns.saturating_sub(self.machine.moment().time_ns);
+        if std::mem::take(&mut self.ahead) {
+            // The driver woke late; a guest that was ahead makes that good by itself.
+            self.lag_at_wake_ns = lag_ns;
+        }
         let first = !std::mem::replace(&mut self.started, true);
         let fell_behind = lag_ns > self.lag_at_wake_ns.saturating_add(self.config.lag_max_ns);
         if fell_behind || lag_ns > self.config.lag_hard_max_ns || (first && lag_ns > self.config.lag_max_ns) {
