@@ -71,8 +71,9 @@ impl Devices {
     /// The devices as at power-on: networks first, then disks, then entropy.
     pub fn new(config: &MachineConfig, disks: &[Disk]) -> Devices {
         let nets = (0..).zip(&config.nets).map(|(port, net)| Device::Net(Net::new(port, net.mac)));
+        let semantics = config.semantics;
         let blocks = (0..).zip(config.disks.iter().zip(disks)).map(|(index, (config, disk))| {
-            Device::Block(Block::new(index, disk.len_sectors(), config.read_only, &config.serial))
+            Device::Block(Block::new(index, disk.len_sectors(), config, semantics))
         });
         let entropy = config.entropy.then_some(Device::Entropy);
         Devices {

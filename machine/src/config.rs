@@ -199,15 +199,11 @@ pub enum ConfigError {
         /// Block stores given.
         given: usize,
     },
-    /// A disk's size is no multiple of the block size.
-    #[error(
-        "disk {disk} has {sectors} sectors of 512 bytes; its size must be a multiple of 4096 bytes and not 0"
-    )]
-    DiskSize {
+    /// A disk without a sector.
+    #[error("disk {disk} is empty; give it an image of at least 512 bytes")]
+    EmptyDisk {
         /// Which disk.
         disk: usize,
-        /// Its size.
-        sectors: u64,
     },
     /// A block store that cannot go back to its base image.
     #[error("disk {disk} cannot be opened as its base image: {message}")]

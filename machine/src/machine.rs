@@ -141,8 +141,8 @@ fn new_hart(hart: usize, kind: BootKind, plan: &BootPlan, semantics: Semantics) 
 
 fn open_disk((disk, store): (usize, Box<dyn BlockStore>)) -> Result<Disk, ConfigError> {
     let sectors = store.len_sectors();
-    if sectors == 0 || !sectors.is_multiple_of((BLOCK_BYTES / crate::disk::SECTOR_BYTES) as u64) {
-        return Err(ConfigError::DiskSize { disk, sectors });
+    if sectors == 0 {
+        return Err(ConfigError::EmptyDisk { disk });
     }
     Disk::new(store).map_err(|error| ConfigError::DiskOpen { disk, message: error.to_string() })
 }
@@ -276,10 +276,10 @@ impl RiscvMachine {
             return Err(RestoreError::OutOfRange { what: "blocks of disk", index: disk as u64, limit });
         };
         let limit = store.len_blocks();
-        if index >= limit || data.len() != BLOCK_BYTES {
+        let (true, Ok(data)) = (index < limit, <&[u8; BLOCK_BYTES]>::try_from(&data[..])) else {
             return Err(RestoreError::OutOfRange { what: "disk block", index, limit });
-        }
-        let written = store.write(index * (BLOCK_BYTES / crate::disk::SECTOR_BYTES) as u64, data);
+        };
+        let written = store.put_block(index, data);
         self.or_fault(disk, written);
         Ok(())
     }

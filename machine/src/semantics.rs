@@ -27,6 +27,11 @@ impl Semantics {
         self.0
     }
 
+    /// Whether block devices offer DISCARD and WRITE_ZEROES.
+    pub(crate) fn has_discard(self) -> bool {
+        self.0 >= 2
+    }
+
     pub(crate) fn first() -> Semantics {
         Semantics::FIRST
     }

@@ -17,7 +17,7 @@ use machine::device::virtio::{Environment, HostFault};
 use machine::disk::{Disk, MemDisk};
 use machine::output::Outputs;
 use machine::ram::{RAM_BASE, Ram};
-use machine::{BootImages, BootKind, Exit, Machine, RiscvMachine};
+use machine::{BootImages, BootKind, DiskConfig, Exit, Machine, RiscvMachine, Semantics};
 
 const PAGES: u64 = 64;
 const RING_BYTES: u64 = 0x1_0000;
@@ -62,9 +62,10 @@ struct Board {
 impl Board {
     fn new() -> Board {
         let disk = Disk::new(Box::new(MemDisk::zeroed(64 << 10))).expect("memory cannot fail");
+        let disk_config = DiskConfig { serial: "serial".into(), read_only: false };
         let devices = [
             Device::Net(Net::new(0, [2, 0, 0, 0, 0, 1])),
-            Device::Block(Block::new(0, 128, false, "serial")),
+            Device::Block(Block::new(0, 128, &disk_config, Semantics::NEWEST)),
             Device::Entropy,
         ];
         Board {

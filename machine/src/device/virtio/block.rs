@@ -2,6 +2,7 @@
 //!
 //! A request is carried out at a guest time that follows from when it was made and from its
 //! size alone. Neither what is read nor when it completes is an input, so neither is logged.
+//! What is discarded reads as zeros from then on, whatever keeps the disk.
 
 use std::collections::VecDeque;
 
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::queue::{Broken, Chain, MAX_SIZE, Queue, gather, scatter};
 use super::{Environment, HostFault};
-use crate::disk::{Disk, SECTOR_BYTES};
+use crate::config::DiskConfig;
+use crate::disk::{BLOCK_SECTORS, Disk, SECTOR_BYTES};
+use crate::semantics::Semantics;
 
 /// VIRTIO_BLK_F_SEG_MAX.
 const FEATURE_SEGMENTS: u64 = 1 << 2;
@@ -19,6 +22,10 @@ const FEATURE_READ_ONLY: u64 = 1 << 5;
 const FEATURE_BLOCK_SIZE: u64 = 1 << 6;
 /// VIRTIO_BLK_F_FLUSH.
 const FEATURE_FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_DISCARD.
+const FEATURE_DISCARD: u64 = 1 << 13;
+/// VIRTIO_BLK_F_WRITE_ZEROES.
+const FEATURE_WRITE_ZEROES: u64 = 1 << 14;
 
 /// Number of queues.
 pub const QUEUES: usize = 1;
@@ -27,6 +34,8 @@ const REQUEST_READ: u32 = 0;
 const REQUEST_WRITE: u32 = 1;
 const REQUEST_FLUSH: u32 = 4;
 const REQUEST_ID: u32 = 8;
+const REQUEST_DISCARD: u32 = 11;
+const REQUEST_WRITE_ZEROES: u32 = 13;
 
 const STATUS_OK: u8 = 0;
 const STATUS_ERROR: u8 = 1;
@@ -36,6 +45,15 @@ const HEADER_BYTES: usize = 16;
 const ID_BYTES: usize = 20;
 /// A longer request fails.
 const MAX_REQUEST_BYTES: u64 = 4 << 20;
+
+/// Bytes of a segment of a discard or a write of zeroes (virtio 1.2, section 5.2.6).
+const SEGMENT_BYTES: usize = 16;
+/// Most segments of such a request.
+const MAX_SEGMENTS: u32 = 8;
+/// Most sectors of such a segment: 64 MiB, which bounds the work of a request.
+const MAX_SEGMENT_SECTORS: u32 = 1 << 17;
+/// The one flag of a segment.
+const SEGMENT_UNMAP: u32 = 1;
 
 /// Latency of a request on an idle disk.
 const LATENCY_NS: u64 = 25_000;
@@ -53,6 +71,9 @@ pub struct Block {
     serial: String,
     /// Requests under way, in the order of their completion.
     pending: VecDeque<Pending>,
+    /// Whether it offers DISCARD and WRITE_ZEROES.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    discards: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,8 +84,15 @@ struct Pending {
 
 impl Block {
     /// The device of disk number `disk`.
-    pub fn new(disk: u8, len_sectors: u64, read_only: bool, serial: &str) -> Block {
-        Block { disk, len_sectors, read_only, serial: serial.to_owned(), pending: VecDeque::new() }
+    pub fn new(disk: u8, len_sectors: u64, config: &DiskConfig, semantics: Semantics) -> Block {
+        Block {
+            disk,
+            len_sectors,
+            read_only: config.read_only,
+            serial: config.serial.clone(),
+            pending: VecDeque::new(),
+            discards: semantics.has_discard(),
+        }
     }
 
     /// Whether a device that was as `fresh` at power-on can be in this state.
@@ -77,15 +105,28 @@ impl Block {
     /// What the device offers.
     pub fn features(&self) -> u64 {
         let read_only = if self.read_only { FEATURE_READ_ONLY } else { 0 };
-        FEATURE_SEGMENTS | FEATURE_BLOCK_SIZE | FEATURE_FLUSH | read_only
+        let discard = if self.discards { FEATURE_DISCARD | FEATURE_WRITE_ZEROES } else { 0 };
+        FEATURE_SEGMENTS | FEATURE_BLOCK_SIZE | FEATURE_FLUSH | read_only | discard
     }
 
-    /// Its configuration space: capacity, seg_max, blk_size.
-    pub fn config(&self) -> [u8; 24] {
-        let mut config = [0; 24];
-        config[..8].copy_from_slice(&self.len_sectors.to_le_bytes());
-        config[12..16].copy_from_slice(&u32::from(MAX_SIZE - 2).to_le_bytes());
-        config[20..24].copy_from_slice(&(SECTOR_BYTES as u32).to_le_bytes());
+    /// Its configuration space (virtio 1.2, section 5.2.4): capacity, seg_max, blk_size, and
+    /// the limits of discards and writes of zeroes.
+    pub fn config(&self) -> [u8; 60] {
+        let mut config = [0; 60];
+        let mut put = |offset: usize, value: u32| config[offset..][..4].copy_from_slice(&value.to_le_bytes());
+        put(0, self.len_sectors as u32);
+        put(4, (self.len_sectors >> 32) as u32);
+        put(12, u32::from(MAX_SIZE - 2));
+        put(20, SECTOR_BYTES as u32);
+        if self.discards {
+            put(36, MAX_SEGMENT_SECTORS);
+            put(40, MAX_SEGMENTS);
+            put(44, BLOCK_SECTORS as u32);
+            put(48, MAX_SEGMENT_SECTORS);
+            put(52, MAX_SEGMENTS);
+            // write_zeroes_may_unmap, and three bytes of padding
+            put(56, 1);
+        }
         config
     }
 
@@ -144,6 +185,9 @@ impl Block {
             REQUEST_READ => self.read(&request, chain, room, environment)?,
             REQUEST_WRITE => (self.write(&request, chain, environment)?, 0),
             REQUEST_FLUSH => (self.on_disk(environment, Disk::flush), 0),
+            REQUEST_DISCARD | REQUEST_WRITE_ZEROES if self.discards => {
+                (self.zero(&request, chain, environment)?, 0)
+            }
             REQUEST_ID => {
                 let mut id = [0; ID_BYTES];
                 id[..self.serial.len().min(ID_BYTES)].copy_from_slice(self.serial.as_bytes());
@@ -187,6 +231,56 @@ impl Block {
         Ok(self.on_disk(environment, |disk| disk.write(request.sector, &data)))
     }
 
+    /// A discard or a write of zeroes: all of its segments, or none.
+    fn zero(
+        &self,
+        request: &Request,
+        chain: &Chain,
+        environment: &mut Environment<'_>,
+    ) -> Result<u8, Broken> {
+        if self.read_only {
+            return Ok(STATUS_ERROR);
+        }
+        let segments = match self.segments(request, chain, environment)? {
+            Ok(segments) => segments,
+            Err(status) => return Ok(status),
+        };
+        Ok(self.on_disk(environment, |disk| {
+            segments.iter().try_for_each(|segment| {
+                let release = request.kind == REQUEST_DISCARD || segment.flags & SEGMENT_UNMAP != 0;
+                disk.zero(segment.sector, segment.len_sectors.into(), release)
+            })
+        }))
+    }
+
+    /// The segments of a discard or a write of zeroes, or the status that they get.
+    fn segments(
+        &self,
+        request: &Request,
+        chain: &Chain,
+        environment: &Environment<'_>,
+    ) -> Result<Result<Vec<Segment>, u8>, Broken> {
+        let len = chain.readable_bytes().saturating_sub(HEADER_BYTES as u64);
+        let most = u64::from(MAX_SEGMENTS) * SEGMENT_BYTES as u64;
+        if len == 0 || len > most || !len.is_multiple_of(SEGMENT_BYTES as u64) {
+            return Ok(Err(STATUS_ERROR));
+        }
+        let mut bytes = vec![0; len as usize];
+        gather(environment.ram, &chain.readable, HEADER_BYTES as u64, &mut bytes)?;
+        let segments: Vec<Segment> = bytes.as_chunks().0.iter().map(Segment::parse).collect();
+        // The specification wants this status for unknown flags, and for this one of a discard.
+        let known = if request.kind == REQUEST_DISCARD { 0 } else { SEGMENT_UNMAP };
+        if segments.iter().any(|segment| segment.flags & !known != 0) {
+            return Ok(Err(STATUS_UNSUPPORTED));
+        }
+        let inside = |segment: &Segment| {
+            let len_bytes = u64::from(segment.len_sectors) * SECTOR_BYTES as u64;
+            segment.len_sectors <= MAX_SEGMENT_SECTORS
+                && environment.disks[usize::from(self.disk)].holds(segment.sector, len_bytes)
+        };
+        Ok(if segments.iter().all(inside) { Ok(segments) } else { Err(STATUS_ERROR) })
+    }
+
     fn allows(&self, sector: u64, len: u64, environment: &Environment<'_>) -> bool {
         len <= MAX_REQUEST_BYTES && environment.disks[usize::from(self.disk)].holds(sector, len)
     }
@@ -219,6 +313,24 @@ impl Request {
         }
         let [k0, k1, k2, k3, _, _, _, _, sector @ ..] = header;
         Ok(Request { kind: u32::from_le_bytes([k0, k1, k2, k3]), sector: u64::from_le_bytes(sector) })
+    }
+}
+
+/// A range of a discard or a write of zeroes.
+struct Segment {
+    sector: u64,
+    len_sectors: u32,
+    flags: u32,
+}
+
+impl Segment {
+    fn parse(bytes: &[u8; SEGMENT_BYTES]) -> Segment {
+        let [sector @ .., l0, l1, l2, l3, f0, f1, f2, f3] = *bytes;
+        Segment {
+            sector: u64::from_le_bytes(sector),
+            len_sectors: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u32::from_le_bytes([f0, f1, f2, f3]),
+        }
     }
 }
 

@@ -6,9 +6,11 @@ use super::super::HostFault;
 use super::super::entropy::EntropyPool;
 use super::super::queue::tests::Driver;
 use super::*;
+use crate::config::DiskConfig;
 use crate::disk::{Disk, MemDisk};
 use crate::output::Outputs;
 use crate::ram::{RAM_BASE, Ram};
+use crate::semantics::Semantics;
 
 const DATA: u64 = RAM_BASE + 0x4_0000;
 
@@ -88,7 +90,12 @@ fn net() -> Slot {
 }
 
 fn block() -> Slot {
-    Slot::new(Device::Block(Block::new(0, 128, false, "serial")))
+    block_of(false, Semantics::NEWEST)
+}
+
+fn block_of(read_only: bool, semantics: Semantics) -> Slot {
+    let config = DiskConfig { serial: "serial".into(), read_only };
+    Slot::new(Device::Block(Block::new(0, 128, &config, semantics)))
 }
 
 #[test]
@@ -236,6 +243,98 @@ fn impossible_requests_fail_and_leave_the_disk_alone() {
     }
     assert_eq!(bench.disks[0].digest().unwrap(), 0);
     assert_eq!(bench.host_fault, None);
+}
+
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+
+/// The bytes of a segment of a discard or a write of zeroes.
+fn segment(sector: u64, len_sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &len_sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+/// Makes such a request of these bytes. Its status.
+fn zeroing(bench: &mut Bench, slot: &mut Slot, driver: &mut Driver, kind: u32, segments: &[u8]) -> u8 {
+    bench.ram.write(DATA, segments).unwrap();
+    request(bench, driver, kind, 0, (DATA, segments.len() as u32, false));
+    let status = complete(bench, slot);
+    driver.collect(&bench.ram);
+    status
+}
+
+#[test]
+fn what_is_discarded_reads_as_zeros() {
+    for kind in [DISCARD, WRITE_ZEROES] {
+        let (mut bench, mut slot) = (Bench::new(), block());
+        let mut driver = bench.start(&mut slot, 0).remove(0);
+        bench.disks[0].write(0, &[7; 128 * 512]).unwrap();
+        let segments =
+            [segment(8, 16, 0), segment(31, 2, 0), segment(127, 1, 0), segment(128, 0, 0)].concat();
+        assert_eq!(zeroing(&mut bench, &mut slot, &mut driver, kind, &segments), 0);
+        let mut expected = vec![7; 128 * 512];
+        for sectors in [8..24, 31..33, 127..128] {
+            expected[sectors.start * 512..sectors.end * 512].fill(0);
+        }
+        let mut found = vec![0; 128 * 512];
+        bench.disks[0].read(0, &mut found).unwrap();
+        assert!(found == expected, "request {kind}");
+    }
+}
+
+#[test]
+fn wrong_discards_get_their_status_and_change_nothing() {
+    let (mut bench, mut slot) = (Bench::new(), block());
+    let mut driver = bench.start(&mut slot, 0).remove(0);
+    bench.disks[0].write(0, &[7; 128 * 512]).unwrap();
+    let before = bench.disks[0].digest().unwrap();
+    let good = segment(0, 8, 0);
+    let cases: [(u32, Vec<u8>, u8); 12] = [
+        (DISCARD, segment(128, 1, 0), 1),
+        (DISCARD, segment(u64::MAX, 8, 0), 1),
+        (DISCARD, segment(0, u32::MAX, 0), 1),
+        (DISCARD, segment(0, 8, 1), 2),
+        (DISCARD, segment(0, 8, 2), 2),
+        (DISCARD, [good.clone(), segment(120, 9, 0)].concat(), 1),
+        (DISCARD, good.repeat(9), 1),
+        (DISCARD, good[..12].to_vec(), 1),
+        (WRITE_ZEROES, segment(0, 8, 3), 2),
+        (WRITE_ZEROES, segment(0, 8, 1 << 31), 2),
+        (WRITE_ZEROES, segment(0, 129, 1), 1),
+        (WRITE_ZEROES, Vec::new(), 1),
+    ];
+    for (kind, segments, status) in cases {
+        let found = zeroing(&mut bench, &mut slot, &mut driver, kind, &segments);
+        assert_eq!(found, status, "request {kind} with {segments:?}");
+    }
+    assert_eq!(bench.disks[0].digest().unwrap(), before);
+}
+
+#[test]
+fn a_read_only_disk_refuses_whatever_writes() {
+    let (mut bench, mut slot) = (Bench::new(), block_of(true, Semantics::NEWEST));
+    assert_eq!(slot.read(register::DEVICE_FEATURES, 4) & 1 << 5, 1 << 5);
+    let mut driver = bench.start(&mut slot, 1 << 5).remove(0);
+    for kind in [DISCARD, WRITE_ZEROES] {
+        assert_eq!(zeroing(&mut bench, &mut slot, &mut driver, kind, &segment(0, 8, 0)), 1);
+    }
+    request(&mut bench, &mut driver, 1, 0, (DATA, 512, false));
+    assert_eq!(complete(&mut bench, &mut slot), 1);
+    assert_eq!(bench.disks[0].digest().unwrap(), 0);
+}
+
+#[test]
+fn discards_came_with_the_second_semantics() {
+    let offers = 1 << 13 | 1 << 14;
+    for (semantics, offered) in [(Semantics::FIRST, 0), (Semantics::NEWEST, offers)] {
+        let (mut bench, mut slot) = (Bench::new(), block_of(false, semantics));
+        assert_eq!(slot.read(register::DEVICE_FEATURES, 4) & offers, offered);
+        let limit = if offered == 0 { 0 } else { 1 << 17 };
+        assert_eq!(slot.read(register::CONFIG + 36, 4), limit);
+        assert_eq!(slot.read(register::CONFIG + 48, 4), limit);
+        let mut driver = bench.start(&mut slot, 0).remove(0);
+        let status = zeroing(&mut bench, &mut slot, &mut driver, DISCARD, &segment(0, 8, 0));
+        assert_eq!(status, if offered == 0 { 2 } else { 0 });
+    }
 }
 
 #[test]

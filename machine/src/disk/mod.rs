@@ -1,55 +1,28 @@
 //! Disks: where sectors are kept, and which of them differ from the base image.
 
+mod store;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 use log_format::DiskBlock;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+pub use store::{BlockStore, MemDisk};
+
 /// Bytes of a sector.
 pub const SECTOR_BYTES: usize = 512;
 /// Bytes of a block, the unit of digests and checkpoints.
 pub const BLOCK_BYTES: usize = 4096;
-const BLOCK_SECTORS: u64 = (BLOCK_BYTES / SECTOR_BYTES) as u64;
-
-/// Where a disk's sectors are kept: a base image that never changes, with the guest's
-/// writes laid over it.
-///
-/// Reads and writes are whole sectors inside the disk; the caller has checked that. An
-/// error stops the machine ([`crate::Exit::HostFault`]): reads are not logged, so a machine
-/// that went on after an error would differ from its replay.
-pub trait BlockStore: Send {
-    /// Size in sectors of 512 bytes: a multiple of 8.
-    fn len_sectors(&self) -> u64;
-
-    /// BLAKE3 of the base image.
-    fn base_hash(&self) -> [u8; 32];
-
-    /// Reads from `sector` on.
-    ///
-    /// # Errors
-    /// When the host cannot read.
-    fn read(&mut self, sector: u64, into: &mut [u8]) -> io::Result<()>;
-
-    /// Writes from `sector` on.
-    ///
-    /// # Errors
-    /// When the host cannot write.
-    fn write(&mut self, sector: u64, from: &[u8]) -> io::Result<()>;
-
-    /// Makes earlier writes durable.
-    ///
-    /// # Errors
-    /// When the host cannot.
-    fn flush(&mut self) -> io::Result<()>;
-
-    /// Forgets all writes: the disk is its base image again.
-    ///
-    /// # Errors
-    /// When the host cannot.
-    fn revert(&mut self) -> io::Result<()>;
-}
+/// Sectors of a block. The last block of a disk may have fewer: for a digest and a
+/// checkpoint it is filled up with zeros.
+pub const BLOCK_SECTORS: u64 = (BLOCK_BYTES / SECTOR_BYTES) as u64;
+/// What every block of zeros is kept as.
+static ZERO_BLOCK: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
 /// A disk of the machine: a [`BlockStore`] and what a digest and a checkpoint must know
 /// about the writes to it.
@@ -65,7 +38,7 @@ pub struct Disk {
     /// Next block that the checkpoint under way takes; `None` when there is none.
     checkpoint_cursor: Option<u64>,
     /// Old contents of blocks of the checkpoint that were written to before they were taken.
-    held: BTreeMap<u64, Vec<u8>>,
+    held: BTreeMap<u64, Bytes>,
 }
 
 /// A block that was written to.
@@ -74,6 +47,9 @@ struct Written {
     hash: u128,
     /// How many checkpoints were begun before the first write to it: it belongs to later ones.
     checkpoints_before: u64,
+    /// It was zeroed as a whole since: nobody needs to read it. Only a shortcut; a block of
+    /// zeros without it is the same.
+    is_zero: bool,
 }
 
 impl Disk {
@@ -102,7 +78,7 @@ impl Disk {
 
     /// Size in blocks.
     pub fn len_blocks(&self) -> u64 {
-        self.store.len_sectors() / BLOCK_SECTORS
+        self.store.len_sectors().div_ceil(BLOCK_SECTORS)
     }
 
     /// Size in bytes and hash of the base image.
@@ -138,15 +114,91 @@ impl Disk {
         }
         let last = sector + (from.len() / SECTOR_BYTES) as u64 - 1;
         for block in sector / BLOCK_SECTORS..=last / BLOCK_SECTORS {
-            if self.is_pending(block) {
-                let old = self.read_block(block)?;
-                self.held.insert(block, old);
-            }
-            let checkpoints_before = self.checkpoints;
-            self.written.entry(block).or_insert(Written { hash: 0, checkpoints_before });
-            self.stale.insert(block);
+            self.mark(block, false)?;
         }
         self.store.write(sector, from)
+    }
+
+    /// Makes whole sectors inside the disk read as zeros; with `release`, they need no place
+    /// on the host.
+    ///
+    /// What a digest and a checkpoint see follows from contents alone, not from how a host
+    /// keeps them: a block that was never written to and holds zeros stays unwritten.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn zero(&mut self, sector: u64, len_sectors: u64, release: bool) -> io::Result<()> {
+        let end = sector + len_sectors;
+        assert!(end <= self.len_sectors(), "the device checks ranges");
+        let end_block = if end == self.len_sectors() { self.len_blocks() } else { end / BLOCK_SECTORS };
+        let whole = sector.div_ceil(BLOCK_SECTORS)..end_block;
+        if whole.is_empty() {
+            // At most a block, or the border of two.
+            return self.write(sector, &vec![0; len_sectors as usize * SECTOR_BYTES]);
+        }
+        let head = sector..whole.start * BLOCK_SECTORS;
+        let tail = (whole.end * BLOCK_SECTORS).min(end)..end;
+        for part in [head, tail] {
+            self.write(part.start, &ZERO_BLOCK[..(part.end - part.start) as usize * SECTOR_BYTES])?;
+        }
+        self.mark_zeroed(whole.clone())?;
+        let end = (whole.end * BLOCK_SECTORS).min(end);
+        let start = whole.start * BLOCK_SECTORS;
+        self.store.zero(start, end - start, release)
+    }
+
+    /// Puts back a block as [`Disk::take_blocks`] gave it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn put_block(&mut self, block: u64, data: &[u8; BLOCK_BYTES]) -> io::Result<()> {
+        assert!(block < self.len_blocks(), "the caller checks the index");
+        let sectors = self.sectors_of(block);
+        let len_sectors = sectors.end - sectors.start;
+        if *data == ZERO_BLOCK {
+            self.mark(block, true)?;
+            return self.store.zero(sectors.start, len_sectors, true);
+        }
+        self.write(sectors.start, &data[..len_sectors as usize * SECTOR_BYTES])
+    }
+
+    /// Notes the blocks that zeroing changes.
+    fn mark_zeroed(&mut self, blocks: Range<u64>) -> io::Result<()> {
+        let mut block = blocks.start;
+        while block < blocks.end {
+            let next = self.written.range(block..blocks.end).next().map_or(blocks.end, |(next, _)| *next);
+            while block < next {
+                let limit = (next - block) * BLOCK_SECTORS;
+                let known = self.store.known_zero_sectors(block * BLOCK_SECTORS, limit)?;
+                match known.min(limit) / BLOCK_SECTORS {
+                    0 => {
+                        if self.read_block(block)? != ZERO_BLOCK[..] {
+                            self.mark(block, true)?;
+                        }
+                        block += 1;
+                    }
+                    blocks => block += blocks,
+                }
+            }
+            if block < blocks.end {
+                self.mark(block, true)?;
+                block += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a block is about to change.
+    fn mark(&mut self, block: u64, is_zero: bool) -> io::Result<()> {
+        if self.is_pending(block) {
+            let old = self.read_block(block)?;
+            self.held.insert(block, old);
+        }
+        let checkpoints_before = self.checkpoints;
+        let written = self.written.entry(block).or_insert(Written { hash: 0, checkpoints_before, is_zero });
+        written.is_zero = is_zero;
+        self.stale.insert(block);
+        Ok(())
     }
 
     /// Makes earlier writes durable.
@@ -198,7 +250,7 @@ impl Disk {
                 None => self.read_block(index)?,
             };
             self.checkpoint_cursor = Some(index + 1);
-            taken.push(DiskBlock { disk, index, data: Bytes::from(data) });
+            taken.push(DiskBlock { disk, index, data });
         }
         Ok(taken)
     }
@@ -211,7 +263,8 @@ impl Disk {
             && !self.held.contains_key(&block)
     }
 
-    /// Bytes of old block contents held for the checkpoint under way.
+    /// Bytes of old block contents held for the checkpoint under way, at most: zeros cost
+    /// nothing.
     pub fn held_bytes(&self) -> u64 {
         (self.held.len() * BLOCK_BYTES) as u64
     }
@@ -235,120 +288,20 @@ impl Disk {
         Ok(())
     }
 
-    fn read_block(&mut self, block: u64) -> io::Result<Vec<u8>> {
+    fn read_block(&mut self, block: u64) -> io::Result<Bytes> {
+        if self.written.get(&block).is_some_and(|written| written.is_zero) {
+            return Ok(Bytes::from_static(&ZERO_BLOCK));
+        }
         let mut data = vec![0; BLOCK_BYTES];
-        self.store.read(block * BLOCK_SECTORS, &mut data)?;
-        Ok(data)
-    }
-}
-
-/// A disk in host memory.
-pub struct MemDisk {
-    base: Bytes,
-    written: BTreeMap<u64, [u8; SECTOR_BYTES]>,
-}
-
-impl MemDisk {
-    /// A disk with this base image.
-    pub fn new(base: impl Into<Bytes>) -> MemDisk {
-        MemDisk { base: base.into(), written: BTreeMap::new() }
+        let sectors = self.sectors_of(block);
+        let len_bytes = (sectors.end - sectors.start) as usize * SECTOR_BYTES;
+        self.store.read(sectors.start, &mut data[..len_bytes])?;
+        Ok(data.into())
     }
 
-    /// A disk of zeros.
-    pub fn zeroed(len_bytes: usize) -> MemDisk {
-        MemDisk::new(vec![0; len_bytes])
-    }
-}
-
-impl BlockStore for MemDisk {
-    fn len_sectors(&self) -> u64 {
-        (self.base.len() / SECTOR_BYTES) as u64
-    }
-
-    fn base_hash(&self) -> [u8; 32] {
-        *blake3::hash(&self.base).as_bytes()
-    }
-
-    fn read(&mut self, sector: u64, into: &mut [u8]) -> io::Result<()> {
-        for (number, chunk) in (sector..).zip(into.chunks_exact_mut(SECTOR_BYTES)) {
-            match self.written.get(&number) {
-                Some(written) => chunk.copy_from_slice(written),
-                None => chunk.copy_from_slice(&self.base[number as usize * SECTOR_BYTES..][..SECTOR_BYTES]),
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, sector: u64, from: &[u8]) -> io::Result<()> {
-        for (number, chunk) in (sector..).zip(from.chunks_exact(SECTOR_BYTES)) {
-            let slot = self.written.entry(number).or_insert([0; SECTOR_BYTES]);
-            slot.copy_from_slice(chunk);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn revert(&mut self) -> io::Result<()> {
-        self.written.clear();
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk() -> Disk {
-        Disk::new(Box::new(MemDisk::zeroed(16 * BLOCK_BYTES))).unwrap()
-    }
-
-    #[test]
-    fn digest_follows_contents_only() {
-        let (mut one, mut other) = (disk(), disk());
-        let base = one.digest().unwrap();
-        one.write(9, &[1; SECTOR_BYTES]).unwrap();
-        assert_ne!(one.digest().unwrap(), base);
-        other.write(9, &[2; SECTOR_BYTES]).unwrap();
-        other.digest().unwrap();
-        other.write(9, &[1; SECTOR_BYTES]).unwrap();
-        assert_eq!(one.digest().unwrap(), other.digest().unwrap());
-        one.revert().unwrap();
-        assert_eq!(one.digest().unwrap(), base);
-    }
-
-    #[test]
-    fn a_checkpoint_shows_the_frozen_contents() {
-        let mut disk = disk();
-        disk.write(0, &[1; BLOCK_BYTES]).unwrap();
-        disk.write(80, &[2; SECTOR_BYTES]).unwrap();
-        disk.begin_checkpoint();
-        disk.write(0, &[9; SECTOR_BYTES]).unwrap();
-        disk.write(40, &[9; SECTOR_BYTES]).unwrap();
-        assert_eq!(disk.held_bytes(), BLOCK_BYTES as u64);
-        let mut taken = Vec::new();
-        loop {
-            let part = disk.take_blocks(3, 1).unwrap();
-            if part.is_empty() {
-                break;
-            }
-            taken.extend(part);
-        }
-        assert_eq!(
-            taken.iter().map(|block| (block.disk, block.index)).collect::<Vec<_>>(),
-            [(3, 0), (3, 10)]
-        );
-        assert_eq!(disk.held_bytes(), 0);
-        assert!(taken[0].data.iter().all(|byte| *byte == 1));
-        assert_eq!((taken[1].data[0], taken[1].data[SECTOR_BYTES]), (2, 0));
-    }
-
-    #[test]
-    fn ranges_past_the_end_are_refused() {
-        let disk = disk();
-        assert!(disk.holds(127, 512) && disk.holds(128, 0));
-        assert!(!disk.holds(128, 512) && !disk.holds(u64::MAX, 512) && !disk.holds(0, 100));
+    /// The sectors of a block inside the disk.
+    fn sectors_of(&self, block: u64) -> Range<u64> {
+        let start = block * BLOCK_SECTORS;
+        start..(start + BLOCK_SECTORS).min(self.len_sectors())
     }
 }
