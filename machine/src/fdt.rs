@@ -8,10 +8,11 @@ use crate::map;
 use crate::ram::RAM_BASE;
 
 /// Extensions of the harts, in the order in which `riscv,isa` names them.
-const EXTENSIONS: [&str; 15] = [
-    "i", "m", "a", "f", "d", "c", "zicbom", "zicboz", "zicntr", "zicsr", "zifencei", "zba", "zbb", "zbs",
-    "sstc",
+const EXTENSIONS: [&str; 16] = [
+    "i", "m", "a", "f", "d", "c", "zicbom", "zicboz", ZICOND, "zicntr", "zicsr", "zifencei", "zba", "zbb",
+    "zbs", "sstc",
 ];
+const ZICOND: &str = "zicond";
 /// Bytes that a cache-block instruction works on.
 const CACHE_BLOCK_BYTES: u32 = 64;
 /// Ticks of the `time` counter per second.
@@ -62,7 +63,7 @@ fn write(
     fdt.property_string("device_type", "memory")?;
     fdt.property_array_u64("reg", &[RAM_BASE, config.memory_bytes])?;
     fdt.end_node(memory)?;
-    cpus(&mut fdt, config.harts)?;
+    cpus(&mut fdt, config)?;
     soc(&mut fdt, config.harts, slots)?;
     power(&mut fdt, "poweroff", "syscon-poweroff", syscon::POWER_OFF)?;
     power(&mut fdt, "reboot", "syscon-reboot", syscon::RESET)?;
@@ -88,15 +89,18 @@ fn chosen(
     fdt.end_node(chosen)
 }
 
-fn cpus(fdt: &mut FdtWriter, harts: usize) -> FdtWriterResult<()> {
-    let single: String = EXTENSIONS.iter().filter(|name| name.len() == 1).copied().collect();
-    let long = EXTENSIONS.iter().filter(|name| name.len() > 1);
+fn cpus(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
+    let extensions: Vec<&str> =
+        EXTENSIONS.into_iter().filter(|name| *name != ZICOND || config.semantics.has_zicond()).collect();
+    let mmu_type = if config.semantics.has_sv48() { "riscv,sv48" } else { "riscv,sv39" };
+    let single: String = extensions.iter().filter(|name| name.len() == 1).copied().collect();
+    let long = extensions.iter().filter(|name| name.len() > 1);
     let isa = long.fold(format!("rv64{single}"), |isa, name| isa + "_" + name);
     let cpus = fdt.begin_node("cpus")?;
     fdt.property_u32("#address-cells", 1)?;
     fdt.property_u32("#size-cells", 0)?;
     fdt.property_u32("timebase-frequency", TIMEBASE_HZ)?;
-    for hart in 0..harts as u32 {
+    for hart in 0..config.harts as u32 {
         let cpu = fdt.begin_node(&format!("cpu@{hart:x}"))?;
         fdt.property_string("device_type", "cpu")?;
         fdt.property_u32("reg", hart)?;
@@ -104,10 +108,13 @@ fn cpus(fdt: &mut FdtWriter, harts: usize) -> FdtWriterResult<()> {
         fdt.property_string("compatible", "riscv")?;
         fdt.property_string("riscv,isa", &isa)?;
         fdt.property_string("riscv,isa-base", "rv64i")?;
-        fdt.property_string_list("riscv,isa-extensions", EXTENSIONS.map(String::from).to_vec())?;
+        fdt.property_string_list(
+            "riscv,isa-extensions",
+            extensions.iter().copied().map(String::from).collect(),
+        )?;
         fdt.property_u32("riscv,cbom-block-size", CACHE_BLOCK_BYTES)?;
         fdt.property_u32("riscv,cboz-block-size", CACHE_BLOCK_BYTES)?;
-        fdt.property_string("mmu-type", "riscv,sv39")?;
+        fdt.property_string("mmu-type", mmu_type)?;
         let controller = fdt.begin_node("interrupt-controller")?;
         fdt.property_u32("#interrupt-cells", 1)?;
         fdt.property_null("interrupt-controller")?;
@@ -226,6 +233,7 @@ mod tests {
     use super::*;
     use crate::boot::FDT_ROOM_BYTES;
     use crate::config::MAX_HARTS;
+    use crate::semantics::Semantics;
 
     #[test]
     fn the_largest_tree_has_room() {
@@ -241,10 +249,19 @@ mod tests {
         let config = MachineConfig { bootargs: "console=ttyS0".into(), ..MachineConfig::default() };
         let tree = build(&config, 2, None, &[7; SEED_BYTES]);
         let text = String::from_utf8_lossy(&tree);
-        for needle in ["console=ttyS0", "/soc/serial@10000000", "virtio_mmio@10002000", "riscv,sv39"] {
+        for needle in ["console=ttyS0", "/soc/serial@10000000", "virtio_mmio@10002000", "riscv,sv48"] {
             assert!(text.contains(needle), "{needle}");
         }
-        assert!(text.contains("rv64imafdc_zicbom_zicboz_zicntr_zicsr_zifencei_zba_zbb_zbs_sstc"));
+        assert!(text.contains("rv64imafdc_zicbom_zicboz_zicond_zicntr_zicsr_zifencei_zba_zbb_zbs_sstc"));
         assert!(!text.contains("virtio_mmio@10003000") && !text.contains("initrd"));
+    }
+
+    #[test]
+    fn the_first_semantics_keep_their_tree() {
+        let config = MachineConfig { semantics: Semantics::FIRST, ..MachineConfig::default() };
+        let tree = build(&config, 0, None, &[7; SEED_BYTES]);
+        let text = String::from_utf8_lossy(&tree);
+        assert!(text.contains("rv64imafdc_zicbom_zicboz_zicntr_zicsr_zifencei_zba_zbb_zbs_sstc"));
+        assert!(text.contains("riscv,sv39") && !text.contains("zicond"));
     }
 }

@@ -32,6 +32,16 @@ impl Semantics {
         self.0 >= 2
     }
 
+    /// Whether `satp` may select Sv48 beside Sv39.
+    pub(crate) fn has_sv48(self) -> bool {
+        self.0 >= 2
+    }
+
+    /// Whether `czero.eqz` and `czero.nez` are instructions.
+    pub(crate) fn has_zicond(self) -> bool {
+        self.0 >= 2
+    }
+
     pub(crate) fn first() -> Semantics {
         Semantics::FIRST
     }

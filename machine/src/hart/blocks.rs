@@ -19,6 +19,7 @@ use super::decode::{Decoded, Flow, SINK, decode};
 use super::op::{Handler, Link, MAX_BLOCK, Op, OpRef};
 use super::system;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT};
+use crate::semantics::Semantics;
 
 /// Most slots that one block takes: each instruction may have a link, and one jump ends it.
 const BLOCK_SLOTS: usize = 2 * MAX_BLOCK as usize + 2;
@@ -81,6 +82,8 @@ pub(super) struct Blocks {
     jumps: Box<[Jump; JUMPS]>,
     /// Changes when everything is dropped.
     pub epoch: u64,
+    /// What there is to decode.
+    semantics: Semantics,
 }
 
 // SAFETY: links in the arena point into the arena, which moves with the struct as a box does.
@@ -88,7 +91,7 @@ unsafe impl Send for Blocks {}
 
 impl Blocks {
     /// A cache of at most about `bytes` bytes.
-    pub fn new(bytes: usize) -> Blocks {
+    pub fn new(bytes: usize, semantics: Semantics) -> Blocks {
         let slots = (bytes / (size_of::<Op>() + size_of::<Side>())).max(16 * BLOCK_SLOTS);
         let mut side = Vec::with_capacity(slots);
         side.resize(SCRATCH_SLOTS, Side::default());
@@ -99,6 +102,7 @@ impl Blocks {
             straddling: HashMap::default(),
             jumps: Box::new([NO_JUMP; JUMPS]),
             epoch: 0,
+            semantics,
         }
     }
 
@@ -233,7 +237,7 @@ impl Builder<'_> {
                 break;
             }
             let (instruction, len) = fetch(source, offset);
-            let decoded = decode_at(instruction, offset, len);
+            let decoded = decode_at(instruction, offset, len, self.blocks.semantics);
             self.count += 1;
             let ends = self.push_decoded(decoded, instruction, offset, len);
             offset += len;
@@ -340,10 +344,10 @@ fn fetch(source: &Source<'_>, offset: usize) -> (u32, usize) {
     (u32::from(high) << 16 | u32::from(low), 4)
 }
 
-fn decode_at(instruction: u32, offset: usize, len: usize) -> Decoded {
+fn decode_at(instruction: u32, offset: usize, len: usize, semantics: Semantics) -> Decoded {
     let expanded = if len == 2 { expand(instruction as u16) } else { Some(instruction) };
     match expanded {
-        Some(code) => decode(code, offset as u32, len as u32),
+        Some(code) => decode(code, offset as u32, len as u32, semantics),
         None => Decoded { handler: system::illegal, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Leave },
     }
 }

@@ -452,7 +452,7 @@ impl Hart {
     }
 
     fn write_satp(&mut self, value: u64) {
-        if is_satp_supported(value) && value != self.csrs.satp {
+        if is_satp_supported(value, self.options.semantics) && value != self.csrs.satp {
             self.csrs.satp = value;
             self.drop_translations();
         }

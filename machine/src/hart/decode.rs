@@ -2,6 +2,7 @@
 
 use super::op::Handler;
 use super::{atomic, branch, float, integer, memory, system};
+use crate::semantics::Semantics;
 
 /// A decoded instruction, before it has a place in a block.
 #[derive(Clone, Copy)]
@@ -106,7 +107,7 @@ fn illegal(code: u32) -> Decoded {
 }
 
 /// Decodes a 32-bit instruction at `offset` in its page, of `len` bytes before expansion.
-pub(super) fn decode(code: u32, offset: u32, len: u32) -> Decoded {
+pub(super) fn decode(code: u32, offset: u32, len: u32, semantics: Semantics) -> Decoded {
     let decoded = match code & 0x7f {
         0x03 => load(code),
         0x07 => float_load(code),
@@ -120,7 +121,7 @@ pub(super) fn decode(code: u32, offset: u32, len: u32) -> Decoded {
         0x23 => store(code),
         0x27 => float_store(code),
         0x2f => atomic(code),
-        0x33 => op(code),
+        0x33 => op(code, semantics),
         0x37 => Some(Decoded::new(integer::load_immediate, rd(code), 0, 0, (code & 0xffff_f000) as i32)),
         0x3b => op_32(code),
         0x43 => fused(code, float::fmadd_s, float::fmadd_d),
@@ -256,7 +257,7 @@ fn op_imm_32(code: u32) -> Option<Decoded> {
     }
 }
 
-fn op(code: u32) -> Option<Decoded> {
+fn op(code: u32, semantics: Semantics) -> Option<Decoded> {
     let handler: Handler = match (funct7(code), funct3(code)) {
         (0x00, 0) if rs1(code) == 0 => {
             return Some(Decoded::new(integer::copy, rd(code), rs2(code), 0, 0));
@@ -295,6 +296,8 @@ fn op(code: u32) -> Option<Decoded> {
         (0x24, 5) => integer::bext,
         (0x34, 1) => integer::binv,
         (0x14, 1) => integer::bset,
+        (0x07, 5) if semantics.has_zicond() => integer::czero_eqz,
+        (0x07, 7) if semantics.has_zicond() => integer::czero_nez,
         _ => return None,
     };
     Some(Decoded::register(handler, code))

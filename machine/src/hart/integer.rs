@@ -1,4 +1,4 @@
-//! Integer instructions: RV64I, M, Zba, Zbb, Zbs.
+//! Integer instructions: RV64I, M, Zba, Zbb, Zbs, Zicond.
 
 use super::Hart;
 use super::op::{OpRef, go_on};
@@ -119,6 +119,8 @@ register_ops! {
     bext: |a, b| a >> (b & 63) & 1;
     binv: |a, b| a ^ 1 << (b & 63);
     bset: |a, b| a | 1 << (b & 63);
+    czero_eqz: |a, b| if b == 0 { 0 } else { a };
+    czero_nez: |a, b| if b == 0 { a } else { 0 };
 }
 
 /// `orc.b`: each byte becomes all ones unless it is zero.

@@ -11,6 +11,7 @@ use super::tlb::Regime;
 use super::trap::{Cause, Trap};
 use crate::bus::Bus;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram, TableChange};
+use crate::semantics::Semantics;
 
 /// What memory is accessed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,12 +55,14 @@ const PTE_NUMBER: u64 = (1 << 44) - 1;
 
 const SATP_MODE_SHIFT: u32 = 60;
 const SATP_MODE_SV39: u64 = 8;
-const LEVELS: u32 = 3;
+const SATP_MODE_SV48: u64 = 9;
+/// Levels of an Sv39 page table.
+const SV39_LEVELS: u32 = 3;
+/// Levels of an Sv48 page table.
+const SV48_LEVELS: u32 = 4;
 /// Binary logarithm of the bytes that a table of pages maps.
 const LEAF_TABLE_SHIFT: u32 = PAGE_SHIFT + INDEX_BITS;
 const INDEX_BITS: u32 = 9;
-/// Significant bits of an Sv39 address.
-const ADDRESS_BITS: u32 = 39;
 /// Physical addresses have 56 bits.
 const PHYSICAL_LIMIT: u64 = 1 << 56;
 const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
@@ -102,9 +105,13 @@ impl PageFilter {
     }
 }
 
-/// Whether `satp` may hold this value: Bare or Sv39.
-pub(super) fn is_satp_supported(satp: u64) -> bool {
-    matches!(satp >> SATP_MODE_SHIFT, 0 | SATP_MODE_SV39)
+/// Whether `satp` may hold this value: Bare, Sv39 or Sv48.
+pub(super) fn is_satp_supported(satp: u64, semantics: Semantics) -> bool {
+    match satp >> SATP_MODE_SHIFT {
+        0 | SATP_MODE_SV39 => true,
+        SATP_MODE_SV48 => semantics.has_sv48(),
+        _ => false,
+    }
 }
 
 impl Hart {
@@ -133,14 +140,16 @@ impl Hart {
         Ok(physical)
     }
 
-    /// Walks the Sv39 page table.
+    /// Walks the page table.
     fn walk(&mut self, ram: &mut Ram, address: u64, access: Access, mode: Privilege) -> Result<u64, Trap> {
-        let unused_bits = 64 - ADDRESS_BITS;
+        let levels =
+            if self.csrs.satp >> SATP_MODE_SHIFT == SATP_MODE_SV48 { SV48_LEVELS } else { SV39_LEVELS };
+        let unused_bits = 64 - (PAGE_SHIFT + levels * INDEX_BITS);
         if ((address << unused_bits) as i64 >> unused_bits) as u64 != address {
             return Err(access.page_fault(address));
         }
         let mut table = (self.csrs.satp & PTE_NUMBER) << PAGE_SHIFT;
-        for level in (0..LEVELS).rev() {
+        for level in (0..levels).rev() {
             let shift = PAGE_SHIFT + level * INDEX_BITS;
             let index = address >> shift & ((1 << INDEX_BITS) - 1);
             let entry_address = table + index * 8;

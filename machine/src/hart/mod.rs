@@ -1,5 +1,5 @@
-//! A RISC-V hart: RV64IMAFDC with Zicsr, Zifencei, Zicntr, Zba, Zbb, Zbs, Zicbom, Zicboz, Sstc and Svadu;
-//! M-, S- and U-mode; Sv39.
+//! A RISC-V hart: RV64IMAFDC with Zicsr, Zifencei, Zicntr, Zicond, Zba, Zbb, Zbs, Zicbom, Zicboz, Sstc and
+//! Svadu; M-, S- and U-mode; Sv39 and Sv48.
 //!
 //! # Determinism (law 1)
 //!
@@ -202,7 +202,7 @@ impl Hart {
             id,
             options,
             tlb: Tlb::new(),
-            blocks: Blocks::new(options.code_cache_bytes),
+            blocks: Blocks::new(options.code_cache_bytes, options.semantics),
             fetched: Box::new([FetchEntry::default(); FETCH_ENTRIES]),
             fetched_pages: PageFilter::new(),
             tables: HashMap::default(),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Hart;
 use super::atomic::Reservation;
 use super::csr::{Csrs, MIP_SSIP, MIP_STIP, Privilege};
+use super::mmu::is_satp_supported;
 use crate::bus::Bus;
 
 /// The whole architectural state of a hart.
@@ -49,6 +50,9 @@ impl Hart {
         self.privilege = state.privilege;
         self.csrs = state.csrs;
         self.csrs.pmp = std::mem::take(&mut self.csrs.pmp).legalized();
+        if !is_satp_supported(self.csrs.satp, self.options.semantics) {
+            self.csrs.satp = 0;
+        }
         self.reservation = state.reservation;
         self.waiting = state.waiting;
         self.blocks.clear();

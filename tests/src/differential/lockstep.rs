@@ -290,7 +290,7 @@ fn physical_address(subject: &Subject, before: &HartState, address: u64) -> Opti
     let entries = page_walk(subject, before.csrs.satp, address);
     let physical = match entries.last() {
         Some(leaf) if before.csrs.satp != 0 => {
-            let shift = 30 - 9 * (entries.len() as u32 - 1);
+            let shift = top_shift(before.csrs.satp) - 9 * (entries.len() as u32 - 1);
             let offset = address & ((1 << shift) - 1);
             (leaf >> 10 << 12) & ((1 << 56) - 1) & !((1 << shift) - 1) | offset
         }
@@ -299,11 +299,16 @@ fn physical_address(subject: &Subject, before: &HartState, address: u64) -> Opti
     (layout::RAM..layout::RAM + layout::RAM_BYTES - 8).contains(&physical).then_some(physical)
 }
 
-/// The Sv39 entries on the way to an address, as they are after the instruction.
+/// Where the index into the root table lies in an address: Sv39, or Sv48.
+fn top_shift(satp: u64) -> u32 {
+    if satp >> 60 == 9 { 39 } else { 30 }
+}
+
+/// The page-table entries on the way to an address, as they are after the instruction.
 fn page_walk(subject: &Subject, satp: u64, address: u64) -> Vec<u64> {
     let mut entries = Vec::new();
     let mut table = satp << 12;
-    for shift in [30, 21, 12] {
+    for shift in (12..=top_shift(satp)).rev().step_by(9) {
         let at = (table & ((1 << 56) - 1)) + (address >> shift & 0x1ff) * 8;
         if !(layout::RAM..layout::RAM + layout::RAM_BYTES).contains(&at) {
             break;

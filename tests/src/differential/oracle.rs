@@ -20,7 +20,7 @@ const QEMU_IN_CACHE: &str = "secondwind/qemu/bin/qemu-peer";
 
 /// A hart with the very extensions of ours, so that the same words are illegal.
 const CPU: &str = "rv64i,m=on,a=on,f=on,d=on,c=on,zicsr=on,zifencei=on,zicntr=on,zba=on,zbb=on,zbs=on,\
-                   zicbom=on,zicboz=on,s=on,u=on,sstc=on,svadu=on,svade=off,sv39=on,mmu=on,pmp=on,\
+                   zicond=on,zicbom=on,zicboz=on,s=on,u=on,sstc=on,svadu=on,svade=off,sv39=on,sv48=on,mmu=on,pmp=on,\
                    debug=off,pmu-mask=0,priv_spec=v1.12.0";
 
 /// A program takes a second at most; a machine this slow must be stopped.

@@ -3,6 +3,7 @@
 mod caches;
 mod cutting;
 mod encode;
+mod semantics;
 mod traps;
 
 use super::{Hart, HartExit, HartOptions, HartRun, HartState};
