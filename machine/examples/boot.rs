@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         match exit {
-            Exit::Limit | Exit::Output => {}
+            Exit::Limit | Exit::Output | Exit::Stopped => {}
             Exit::Idle { wake_ns: Some(wake_ns) } => {
                 machine.advance_idle(wake_ns);
             }

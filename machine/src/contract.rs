@@ -82,6 +82,9 @@ pub enum Exit {
     Limit,
     /// There are outputs to take; execution can go on at once.
     Output,
+    /// A debugger's wish came true, which only a machine that was given one comes back with;
+    /// execution can go on at once.
+    Stopped,
     /// Every hart waits. The next timer or device deadline is at this guest time, if any.
     Idle {
         /// Guest time in nanoseconds at which a hart or a device wakes by itself.

@@ -23,9 +23,11 @@ mod sbi;
 mod semantics;
 pub mod softfloat;
 mod state;
+mod stops;
 
 pub use config::*;
 pub use contract::*;
 pub use handover::{Handover, PrimacyStart};
 pub use machine::RiscvMachine;
 pub use semantics::Semantics;
+pub use stops::{Stop, StopReason};

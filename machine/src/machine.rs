@@ -19,6 +19,7 @@ use crate::ram::{PAGE_BYTES, Ram};
 use crate::sbi::HartStatus;
 use crate::semantics::Semantics;
 use crate::state::{self, CoreState, MachineState, Power, Shape, Turn};
+use crate::stops::Stops;
 
 /// A RISC-V machine, compatible with QEMU's `virt` board where a guest can see it.
 ///
@@ -40,6 +41,8 @@ pub struct RiscvMachine {
     pub(crate) board: Board,
     pub(crate) harts: Vec<Hart>,
     pub(crate) core: CoreState,
+    /// What a debugger wants; no part of the state.
+    pub(crate) stops: Stops,
 }
 
 impl RiscvMachine {
@@ -74,7 +77,7 @@ impl RiscvMachine {
         };
         let mut board = Board::new(&config, disks);
         board.tohost = plan.tohost;
-        Ok(RiscvMachine { config, identity, kind, plan, board, harts, core })
+        Ok(RiscvMachine { config, identity, kind, plan, board, harts, core, stops: Stops::default() })
     }
 
     /// What the host failed at, after [`Exit::HostFault`].
@@ -122,6 +125,7 @@ impl RiscvMachine {
 
     fn apply(&mut self, state: MachineState) {
         self.core = state.core;
+        self.stops.executed.clear();
         let restored = self.harts.iter_mut().zip(state.harts);
         restored.for_each(|(hart, state)| hart.set_state(state));
         self.board.restore(state.clock, state.output, state.devices, self.core.icount);

@@ -20,6 +20,7 @@ const REGISTER_A2: usize = 12;
 impl RiscvMachine {
     /// See [`Machine::run`].
     pub(crate) fn execute(&mut self, limit: u64) -> Exit {
+        self.stops.stop = None;
         loop {
             if let Some(fault) = &self.board.host_fault {
                 return Exit::HostFault { disk: fault.disk };
@@ -39,6 +40,9 @@ impl RiscvMachine {
                 return Exit::Idle { wake_ns: self.wake_ns() };
             };
             self.run_hart(hart, limit);
+            if self.stops.stop.is_some() {
+                return Exit::Stopped;
+            }
         }
     }
 
@@ -95,9 +99,16 @@ impl RiscvMachine {
         let deadlines = [supervisor_timer_ns, Some(machine_timer_ns), self.board.deadline_ns()];
         let cuts = deadlines.into_iter().flatten().map(|time_ns| self.board.clock.icount_at(time_ns));
         let end = cuts.filter(|icount| *icount > start).fold(limit.min(slice_end), u64::min);
+        let end = self.prepare_stop(hart, start, end);
         let HartRun { retired, exit } = self.harts[hart].run(&mut self.board, start, end - start);
-        assert!((1..=end - start).contains(&retired), "{retired} of {} instructions", end - start);
+        let least = u64::from(exit != HartExit::Stop);
+        assert!((least..=end - start).contains(&retired), "{retired} of {} instructions", end - start);
         self.core.icount += retired;
+        self.stops.note_executed(hart, start, retired);
+        if exit == HartExit::Stop || self.stops.after_hart.is_some() {
+            let stopped = self.harts[hart].take_stop();
+            self.stops.note_stop(hart, stopped, retired);
+        }
         self.core.turn.left -= retired;
         self.board.settle(self.core.icount);
         if exit == HartExit::SbiCall {
@@ -110,6 +121,17 @@ impl RiscvMachine {
             self.core.turn.left = 0;
         }
         self.board.settle(self.core.icount);
+    }
+
+    /// Sees to it that a hart's run from `start` to `end` stops where a debugger wants it to.
+    /// Returns where it ends then.
+    fn prepare_stop(&mut self, hart: usize, start: u64, end: u64) -> u64 {
+        if self.stops.before_icount == Some(start) {
+            self.harts[hart].stop_before_next();
+        }
+        let one = if self.stops.after_hart == Some(hart) { start + 1 } else { end };
+        let before = self.stops.before_icount.filter(|icount| *icount > start);
+        end.min(one).min(before.unwrap_or(end))
     }
 
     /// Loads the images and starts the harts.

@@ -372,7 +372,8 @@ impl<M: Machine> Recorder<M> {
         let exit = self.machine.run(slice_end.min(digest_icount.max(here.icount + 1)));
         self.pending.outputs.append(&mut self.machine.take_outputs());
         match exit {
-            Exit::Limit | Exit::Output => {}
+            // Nobody debugs a machine while it is recorded, so it never stops for that.
+            Exit::Limit | Exit::Output | Exit::Stopped => {}
             Exit::Idle { wake_ns } => {
                 self.waiting = Some(Waiting { wake_ns });
                 self.lag_at_wake_ns = 0;

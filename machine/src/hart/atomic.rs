@@ -134,6 +134,7 @@ impl Hart {
         }
         let physical = self.translate(bus, address, size, Access::Store)?;
         let old = self.read_to_store(bus, address, physical, size)?;
+        self.note_access(address, size, Access::Load);
         self.write_ram(bus, address, physical, update(old, operand), size);
         Ok(old)
     }
@@ -144,6 +145,7 @@ impl Hart {
         }
         let physical = self.translate(bus, address, size, Access::Load)?;
         let value = self.read_ram(bus, physical, size).ok_or(Trap::new(Cause::LoadAccessFault, address))?;
+        self.note_access(address, size, Access::Load);
         self.reservation = Some(Reservation { address: physical, value, size: size as u8 });
         Ok(value)
     }

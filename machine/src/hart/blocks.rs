@@ -17,12 +17,13 @@ use super::branch;
 use super::compressed::expand;
 use super::decode::{Decoded, Flow, SINK, decode};
 use super::op::{Handler, Link, MAX_BLOCK, Op, OpRef};
+use super::stops;
 use super::system;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT};
 use crate::semantics::Semantics;
 
-/// Most slots that one block takes: each instruction may have a link, and one jump ends it.
-const BLOCK_SLOTS: usize = 2 * MAX_BLOCK as usize + 2;
+/// Most slots that one block takes: each instruction may have a guard and a link, and one jump ends it.
+const BLOCK_SLOTS: usize = 3 * MAX_BLOCK as usize + 2;
 /// Slots at the start of the arena for blocks that are used once.
 const SCRATCH_SLOTS: usize = BLOCK_SLOTS;
 /// Entries of the jump cache.
@@ -80,6 +81,8 @@ pub(super) struct Blocks {
     pages: HashMap<u64, PageBlocks, BuildHasherDefault<NumberHasher>>,
     straddling: HashMap<(u64, u64), u32, BuildHasherDefault<NumberHasher>>,
     jumps: Box<[Jump; JUMPS]>,
+    /// Offsets in pages at which instructions get a guard, sorted.
+    guarded: Vec<u16>,
     /// Changes when everything is dropped.
     pub epoch: u64,
     /// What there is to decode.
@@ -101,6 +104,7 @@ impl Blocks {
             pages: HashMap::default(),
             straddling: HashMap::default(),
             jumps: Box::new([NO_JUMP; JUMPS]),
+            guarded: Vec::new(),
             epoch: 0,
             semantics,
         }
@@ -113,6 +117,15 @@ impl Blocks {
         self.straddling.clear();
         self.jumps.fill(NO_JUMP);
         self.epoch += 1;
+    }
+
+    /// Has guards put before the instructions at these offsets in their pages, and before no
+    /// others. Drops everything; the caller must give up every fetch context.
+    pub fn set_guarded(&mut self, offsets: impl Iterator<Item = u16>) {
+        self.guarded = offsets.collect();
+        self.guarded.sort_unstable();
+        self.guarded.dedup();
+        self.clear();
     }
 
     /// Drops the blocks of a page. The caller must give up every fetch context.
@@ -239,6 +252,9 @@ impl Builder<'_> {
             let (instruction, len) = fetch(source, offset);
             let decoded = decode_at(instruction, offset, len, self.blocks.semantics);
             self.count += 1;
+            if self.blocks.guarded.binary_search(&(offset as u16)).is_ok() {
+                self.push_guard(offset);
+            }
             let ends = self.push_decoded(decoded, instruction, offset, len);
             offset += len;
             if ends {
@@ -275,6 +291,12 @@ impl Builder<'_> {
                 true
             }
         }
+    }
+
+    /// Puts a guard before the instruction at `offset`, which is counted already.
+    fn push_guard(&mut self, offset: usize) {
+        let decoded = Decoded { handler: stops::guard, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Next };
+        self.push(decoded, decoded.handler, Side { instruction: 0, offset: offset as u16, block_count: 0 });
     }
 
     /// Ends the block by going on at `offset`.

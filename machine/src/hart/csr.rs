@@ -266,8 +266,14 @@ impl Hart {
         csr: u16,
     ) -> Result<u64, IllegalAccess> {
         self.check_csr(csr)?;
+        self.csr(bus, icount, csr).ok_or(IllegalAccess)
+    }
+
+    /// What a CSR holds, whatever the present mode may read; `None` where there is none.
+    /// `icount` is that before the instruction.
+    pub fn csr(&self, bus: &dyn Bus, icount: u64, csr: u16) -> Option<u64> {
         let csrs = &self.csrs;
-        Ok(match csr {
+        Some(match csr {
             FFLAGS => u64::from(csrs.fflags),
             FRM => u64::from(csrs.frm),
             FCSR => u64::from(csrs.frm) << 5 | u64::from(csrs.fflags),
@@ -300,12 +306,14 @@ impl Hart {
             MCAUSE => csrs.mcause,
             MTVAL => csrs.mtval,
             MIP => self.pending(bus, icount),
-            PMPCFG_FIRST..=PMPCFG_LAST => pmp_config_index(csr)?.map_or(0, |first| csrs.pmp.config(first)),
+            PMPCFG_FIRST..=PMPCFG_LAST => {
+                pmp_config_index(csr).ok()?.map_or(0, |first| csrs.pmp.config(first))
+            }
             PMPADDR_FIRST..=PMPADDR_LAST => pmp_address_index(csr).map_or(0, |at| csrs.pmp.address(at)),
             MHPMEVENT_FIRST..=MHPMEVENT_LAST | MHPMCOUNTER_FIRST..=MHPMCOUNTER_LAST => 0,
             MVENDORID | MARCHID | MIMPID | MCONFIGPTR => 0,
             MHARTID => self.id as u64,
-            _ => return Err(IllegalAccess),
+            _ => return None,
         })
     }
 

@@ -142,10 +142,8 @@ impl Hart {
 
     /// Walks the page table.
     fn walk(&mut self, ram: &mut Ram, address: u64, access: Access, mode: Privilege) -> Result<u64, Trap> {
-        let levels =
-            if self.csrs.satp >> SATP_MODE_SHIFT == SATP_MODE_SV48 { SV48_LEVELS } else { SV39_LEVELS };
-        let unused_bits = 64 - (PAGE_SHIFT + levels * INDEX_BITS);
-        if ((address << unused_bits) as i64 >> unused_bits) as u64 != address {
+        let levels = self.levels();
+        if !is_canonical(address, levels) {
             return Err(access.page_fault(address));
         }
         let mut table = (self.csrs.satp & PTE_NUMBER) << PAGE_SHIFT;
@@ -178,6 +176,40 @@ impl Hart {
             return Ok(target | address & offset);
         }
         Err(access.page_fault(address))
+    }
+
+    /// Levels of the page table that `satp` selects.
+    fn levels(&self) -> u32 {
+        if self.csrs.satp >> SATP_MODE_SHIFT == SATP_MODE_SV48 { SV48_LEVELS } else { SV39_LEVELS }
+    }
+
+    /// Guest-physical address of a guest-virtual one, to look at: as a load of the present mode
+    /// finds it, whatever the permissions, and without a trace.
+    pub fn translate_to_look(&self, ram: &Ram, address: u64) -> Option<u64> {
+        let mode = self.csrs.data_privilege(self.privilege);
+        if mode == Privilege::Machine || self.csrs.satp >> SATP_MODE_SHIFT == 0 {
+            return Some(address);
+        }
+        let levels = self.levels();
+        if !is_canonical(address, levels) {
+            return None;
+        }
+        let mut table = (self.csrs.satp & PTE_NUMBER) << PAGE_SHIFT;
+        for level in (0..levels).rev() {
+            let shift = PAGE_SHIFT + level * INDEX_BITS;
+            let bytes = ram.slice(table + (address >> shift & ((1 << INDEX_BITS) - 1)) * 8, 8).ok()?;
+            let entry = u64::from_le_bytes(bytes.try_into().expect("8 bytes"));
+            if entry & PTE_VALID == 0 {
+                return None;
+            }
+            let target = (entry >> PTE_NUMBER_SHIFT & PTE_NUMBER) << PAGE_SHIFT;
+            if entry & (PTE_READ | PTE_WRITE | PTE_EXECUTE) != 0 {
+                let offset = (1u64 << shift) - 1;
+                return Some(target & !offset | address & offset);
+            }
+            table = target;
+        }
+        None
     }
 
     /// Notes that a walk for `address` read a table of `level`.
@@ -245,7 +277,7 @@ impl Hart {
     /// Fills the TLB for a page that was just translated for a data access.
     fn fill(&mut self, ram: &mut Ram, address: u64, physical: u64, access: Access) {
         let Some(page) = self.ram_page(ram, physical) else { return };
-        if !self.csrs.pmp.is_uniform(physical & !PAGE_OFFSET) {
+        if !self.csrs.pmp.is_uniform(physical & !PAGE_OFFSET) || !self.is_unwatched(address) {
             return;
         }
         let writable = access == Access::Store;
@@ -289,10 +321,12 @@ impl Hart {
         let physical = self.translate(bus, address, size, Access::Load)?;
         if let Some(value) = self.read_ram(bus, physical, size) {
             self.fill(bus.ram(), address, physical, Access::Load);
+            self.note_access(address, size, Access::Load);
             return Ok(value);
         }
         self.attention = true;
         self.check_interrupts = true;
+        self.note_access(address, size, Access::Load);
         bus.mmio_read(self.id, icount, physical, size as u8).map_err(|_| Access::Load.access_fault(address))
     }
 
@@ -315,6 +349,7 @@ impl Hart {
         }
         self.attention = true;
         self.check_interrupts = true;
+        self.note_access(address, size, Access::Store);
         let value = value & (u64::MAX >> (64 - 8 * size));
         bus.mmio_write(self.id, icount, physical, size as u8, value)
             .map_err(|_| Access::Store.access_fault(address))
@@ -353,6 +388,7 @@ impl Hart {
             self.fill(ram, address, physical, Access::Store);
             ram.write(physical, bytes).expect("checked to be in RAM");
         }
+        self.note_access(address, size, Access::Store);
     }
 
     /// A misaligned load. Memory only: devices give an access fault. A fault in the second of two
@@ -364,6 +400,7 @@ impl Hart {
                 .read(part.physical, &mut bytes[at..at + part.len])
                 .map_err(|_| Access::Load.access_fault(part.address))?;
         }
+        self.note_access(address, size, Access::Load);
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -419,6 +456,13 @@ impl Hart {
             self.tlb.select(regime);
         }
     }
+}
+
+/// Whether the bits of an address that `levels` of tables do not translate repeat the highest one
+/// that they do.
+fn is_canonical(address: u64, levels: u32) -> bool {
+    let unused_bits = 64 - (PAGE_SHIFT + levels * INDEX_BITS);
+    ((address << unused_bits) as i64 >> unused_bits) as u64 == address
 }
 
 /// The part of a misaligned access that lies in one page.

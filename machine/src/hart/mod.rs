@@ -32,6 +32,7 @@ mod mmu;
 mod op;
 mod pmp;
 mod state;
+mod stops;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ pub use atomic::Reservation;
 pub use csr::{Csrs, MIP_SEIP, MIP_SSIP, MIP_STIP, Privilege};
 pub use pmp::Pmp;
 pub use state::HartState;
+pub use stops::{HartStop, Watchpoint};
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -52,6 +54,7 @@ use crate::semantics::Semantics;
 use blocks::{Block, Blocks, NumberHasher, Source};
 use mmu::{Access, PageFilter, TableUse};
 use op::{BURST, MAX_BLOCK, OpRef};
+use stops::Stops;
 use tlb::Tlb;
 use trap::Trap;
 
@@ -98,6 +101,8 @@ pub enum HartExit {
     TimerChanged,
     /// [`Bus::wants_exit`].
     Board,
+    /// A debugger's wish: [`Hart::take_stop`] says which. Nothing may have retired.
+    Stop,
 }
 
 /// How far [`Hart::run`] came.
@@ -180,6 +185,8 @@ pub struct Hart {
     timer_written: bool,
     /// The jump that the chain was left by, whose target is now in `pc`.
     link_request: Option<OpRef>,
+    /// What a debugger wants; no part of the state.
+    stops: Stops,
 }
 
 // SAFETY: `link_request` points into the arena of `blocks`, which moves with the hart, and is
@@ -216,6 +223,7 @@ impl Hart {
             sbi_called: false,
             timer_written: false,
             link_request: None,
+            stops: Stops::default(),
         }
     }
 
@@ -240,7 +248,11 @@ impl Hart {
                 return HartExit::Budget;
             }
             if self.check_interrupts && !self.look_at_interrupts(bus, end_icount.wrapping_sub(*left), *left) {
-                return if self.waiting { HartExit::Wait } else { HartExit::Budget };
+                return match self.waiting {
+                    _ if self.has_stopped() => HartExit::Stop,
+                    true => HartExit::Wait,
+                    false => HartExit::Budget,
+                };
             }
             let block = match self.find_block(bus, *left) {
                 Ok(block) => block,
@@ -277,6 +289,9 @@ impl Hart {
         if std::mem::take(&mut self.sbi_called) {
             return Some(HartExit::SbiCall);
         }
+        if self.has_stopped() {
+            return Some(HartExit::Stop);
+        }
         if std::mem::take(&mut self.timer_written) {
             return Some(HartExit::TimerChanged);
         }
@@ -293,7 +308,7 @@ impl Hart {
         }
         self.check_interrupts = false;
         self.take_interrupt(pending);
-        true
+        !self.stops_before_next()
     }
 
     /// The block at `pc`, of at most `left` instructions.
