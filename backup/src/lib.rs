@@ -6,5 +6,5 @@ mod replayer;
 mod worker;
 
 pub use core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
-pub use replayer::{Counted, Divergence, DivergenceKind, Progress, Replayer};
+pub use replayer::{Counted, Course, Divergence, DivergenceKind, Progress, Replayer};
 pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer};

@@ -27,6 +27,16 @@ use machine::{Exit, Machine};
 /// `take_outputs` now and then. After a divergence only `into_machine` makes sense.
 pub struct Replayer<M> {
     machine: M,
+    course: Course,
+    stop_icount: Option<u64>,
+    /// Whether the machine's last run ended with [`Exit::Stopped`].
+    stopped: bool,
+}
+
+/// Where a replay stands in its log, and what it still has to compare there: with the state of
+/// the machine, all that a replayer is. [`Replayer::resume`] goes on from it.
+#[derive(Debug, Clone)]
+pub struct Course {
     items: VecDeque<Item>,
     /// How far it is safe to run.
     limit: Moment,
@@ -39,11 +49,20 @@ pub struct Replayer<M> {
     expected_hashes: VecDeque<u32>,
     /// Outputs made and not compared yet.
     unverified: VecDeque<Made>,
+    /// Outputs made and not taken yet.
     outputs: Vec<LoggedOutput>,
     digests_verified: u64,
     verified_at: Moment,
     halted: Option<u32>,
-    stop_icount: Option<u64>,
+    /// Whether digests and outputs are compared.
+    compares: bool,
+}
+
+impl Course {
+    /// Batches pushed since boot.
+    pub fn pushed_sequence(&self) -> u64 {
+        self.pushed_sequence
+    }
 }
 
 /// What lies before a place in the log, since boot.
@@ -183,8 +202,7 @@ impl<M: Machine> Replayer<M> {
     /// lie the events and outputs `counted`.
     pub fn new(machine: M, sequence: u64, counted: Counted) -> Self {
         let here = machine.moment();
-        Replayer {
-            machine,
+        let course = Course {
             items: VecDeque::new(),
             limit: here,
             pushed_sequence: sequence,
@@ -197,8 +215,28 @@ impl<M: Machine> Replayer<M> {
             digests_verified: 0,
             verified_at: here,
             halted: None,
-            stop_icount: None,
-        }
+            compares: true,
+        };
+        Replayer { machine, course, stop_icount: None, stopped: false }
+    }
+
+    /// Goes on where another replayer stood. The caller brings the machine to the state it had
+    /// there.
+    pub fn resume(&mut self, course: Course) {
+        self.course = course;
+        self.stop_icount = None;
+        self.stopped = false;
+    }
+
+    /// Where it stands, for [`Replayer::resume`].
+    pub fn course(&self) -> &Course {
+        &self.course
+    }
+
+    /// Follows the log from here on without comparing digests and outputs: to look at an execution
+    /// that is known to differ from the recorded one.
+    pub fn stop_comparing(&mut self) {
+        self.course.compares = false;
     }
 
     /// Adds the next batch of the log. Its place in the chain is the caller's to check.
@@ -206,27 +244,29 @@ impl<M: Machine> Replayer<M> {
     /// # Panics
     /// When it is not the batch after the last one pushed.
     pub fn push_batch(&mut self, batch: &Batch) {
-        assert_eq!(batch.sequence, self.pushed_sequence + 1, "batches are pushed in order");
+        assert_eq!(batch.sequence, self.course.pushed_sequence + 1, "batches are pushed in order");
         let mut digests = batch.digests.iter().peekable();
         for event in &batch.events {
-            while let Some(digest) = digests.next_if(|digest| digest.events_before <= self.pushed.events) {
-                self.items.push_back(Item::Digest(*digest));
+            while let Some(digest) =
+                digests.next_if(|digest| digest.events_before <= self.course.pushed.events)
+            {
+                self.course.items.push_back(Item::Digest(*digest));
             }
-            self.items.push_back(Item::Event(event.clone()));
-            self.pushed.events += 1;
+            self.course.items.push_back(Item::Event(event.clone()));
+            self.course.pushed.events += 1;
         }
-        self.items.extend(digests.map(|digest| Item::Digest(*digest)));
-        self.expected_hashes.extend(&batch.output_hashes);
-        self.pushed.outputs += batch.output_hashes.len() as u64;
-        self.pushed_sequence = batch.sequence;
+        self.course.items.extend(digests.map(|digest| Item::Digest(*digest)));
+        self.course.expected_hashes.extend(&batch.output_hashes);
+        self.course.pushed.outputs += batch.output_hashes.len() as u64;
+        self.course.pushed_sequence = batch.sequence;
         let (sequence, end, outputs) = (batch.sequence, batch.end, batch.outputs_after());
-        self.items.push_back(Item::End { sequence, end, outputs });
-        self.limit = self.limit.max(end);
+        self.course.items.push_back(Item::End { sequence, end, outputs });
+        self.course.limit = self.course.limit.max(end);
     }
 
     /// Learns that no event that is not pushed yet lies before `mark`.
     pub fn push_mark(&mut self, mark: Moment) {
-        self.limit = self.limit.max(mark);
+        self.course.limit = self.course.limit.max(mark);
     }
 
     /// Replays about `budget` instructions, or less when it catches up before.
@@ -235,13 +275,14 @@ impl<M: Machine> Replayer<M> {
     /// When the machine does not do what was recorded.
     pub fn step(&mut self, budget: u64) -> Result<Progress, Divergence> {
         let mut budget = budget;
+        self.stopped = false;
         loop {
-            let target = self.items.front().map_or(self.limit, Item::at);
+            let target = self.course.items.front().map_or(self.course.limit, Item::at);
             match self.reach(target, &mut budget)? {
                 Reach::BudgetSpent => return Ok(self.progress(false)),
                 Reach::Reached => {}
             }
-            match self.items.pop_front() {
+            match self.course.items.pop_front() {
                 Some(item) => self.apply(item)?,
                 None => return Ok(self.progress(true)),
             }
@@ -250,16 +291,16 @@ impl<M: Machine> Replayer<M> {
 
     /// Takes what the machine sent since the last call, oldest first.
     pub fn take_outputs(&mut self) -> Vec<LoggedOutput> {
-        std::mem::take(&mut self.outputs)
+        std::mem::take(&mut self.course.outputs)
     }
 
     /// Lets a machine that stands at the end of its log find out whether it has ended.
     /// Executes at most one instruction.
     pub fn probe_halt(&mut self) -> Option<u32> {
         if let Exit::Halted { code } = self.machine.run(self.machine.moment().icount + 1) {
-            self.halted = Some(code);
+            self.course.halted = Some(code);
         }
-        self.halted
+        self.course.halted
     }
 
     /// Stops the replay at this icount, whatever the log says: for a look at a state in the
@@ -273,19 +314,28 @@ impl<M: Machine> Replayer<M> {
         self.stop_icount.is_some_and(|icount| self.machine.moment().icount >= icount)
     }
 
+    /// Whether the last [`Replayer::step`] ended because the machine came back with
+    /// [`Exit::Stopped`].
+    pub fn machine_stopped(&self) -> bool {
+        self.stopped
+    }
+
     /// Events and outputs replayed since boot.
     pub fn replayed(&self) -> Counted {
-        Counted { outputs: self.replayed.outputs + self.unverified.len() as u64, ..self.replayed }
+        Counted {
+            outputs: self.course.replayed.outputs + self.course.unverified.len() as u64,
+            ..self.course.replayed
+        }
     }
 
     /// Exit status of the guest, when its end was come by.
     pub fn halted(&self) -> Option<u32> {
-        self.halted
+        self.course.halted
     }
 
     /// Batches pushed since boot.
     pub fn pushed_sequence(&self) -> u64 {
-        self.pushed_sequence
+        self.course.pushed_sequence
     }
 
     /// Where execution stands.
@@ -295,7 +345,7 @@ impl<M: Machine> Replayer<M> {
 
     /// How far it may run with what it knows.
     pub fn limit(&self) -> Moment {
-        self.limit
+        self.course.limit
     }
 
     /// The machine, to look at it.
@@ -316,11 +366,11 @@ impl<M: Machine> Replayer<M> {
     fn progress(&self, caught_up: bool) -> Progress {
         Progress {
             moment: self.machine.moment(),
-            sequence: self.replayed_sequence,
-            digests_verified: self.digests_verified,
-            outputs_verified: self.replayed.outputs,
+            sequence: self.course.replayed_sequence,
+            digests_verified: self.course.digests_verified,
+            outputs_verified: self.course.replayed.outputs,
             caught_up: caught_up || self.has_stopped(),
-            halted: self.halted,
+            halted: self.course.halted,
         }
     }
 
@@ -334,7 +384,7 @@ impl<M: Machine> Replayer<M> {
             if here.icount > target.icount || here.time_ns > target.time_ns {
                 return Err(self.missed(target));
             }
-            if *budget == 0 || self.has_stopped() {
+            if *budget == 0 || self.stopped || self.has_stopped() {
                 return Ok(Reach::BudgetSpent);
             }
             if here.icount == target.icount {
@@ -346,7 +396,7 @@ impl<M: Machine> Replayer<M> {
             let exit = self.run(here.icount.saturating_add(*budget).min(stop_icount));
             *budget = budget.saturating_sub((self.machine.moment().icount - here.icount).max(1));
             match exit {
-                Exit::Limit | Exit::Output => {}
+                Exit::Limit | Exit::Output | Exit::Stopped => {}
                 Exit::Idle { wake_ns } => self.skip_idle(wake_ns, target)?,
                 Exit::HostFault { disk } => {
                     return Err(self.divergence(DivergenceKind::HostFault { disk }));
@@ -370,7 +420,8 @@ impl<M: Machine> Replayer<M> {
         // not idle here, as it was when it was recorded, and one instruction shows it.
         let exit = self.run(target.icount + 1);
         let moved = self.machine.advance_idle(target.time_ns) > before_ns;
-        if self.machine.moment().icount == target.icount && (moved || exit == Exit::Output) {
+        let paused = matches!(exit, Exit::Output | Exit::Stopped);
+        if self.machine.moment().icount == target.icount && (moved || paused) {
             return Ok(());
         }
         Err(self.missed(target))
@@ -396,16 +447,17 @@ impl<M: Machine> Replayer<M> {
         let exit = self.machine.run(icount);
         self.collect_outputs();
         if let Exit::Halted { code } = exit {
-            self.halted = Some(code);
+            self.course.halted = Some(code);
         }
+        self.stopped = exit == Exit::Stopped;
         exit
     }
 
     fn collect_outputs(&mut self) {
         for output in self.machine.take_outputs() {
             let (ordinal, at, hash) = (output.ordinal, output.at, output.output.hash());
-            self.unverified.push_back(Made { ordinal, hash, at });
-            self.outputs.push(output);
+            self.course.unverified.push_back(Made { ordinal, hash, at });
+            self.course.outputs.push(output);
         }
     }
 
@@ -413,21 +465,24 @@ impl<M: Machine> Replayer<M> {
         match item {
             Item::Event(logged) => {
                 self.machine.inject(&logged.event);
-                self.replayed.events += 1;
+                self.course.replayed.events += 1;
                 self.collect_outputs();
                 Ok(())
             }
             Item::Digest(logged) => self.compare_digest(&logged),
             Item::End { sequence, end, outputs } => {
                 self.compare_outputs(end, outputs)?;
-                self.replayed_sequence = sequence;
+                self.course.replayed_sequence = sequence;
                 Ok(())
             }
         }
     }
 
     fn compare_digest(&mut self, logged: &LoggedDigest) -> Result<(), Divergence> {
-        let (expected, found) = (logged.events_before, self.replayed.events);
+        if !self.course.compares {
+            return Ok(());
+        }
+        let (expected, found) = (logged.events_before, self.course.replayed.events);
         if expected != found {
             return Err(self.divergence(DivergenceKind::EventCount { expected, found }));
         }
@@ -435,28 +490,31 @@ impl<M: Machine> Replayer<M> {
         if expected != found {
             return Err(self.divergence(DivergenceKind::Digest { expected, found }));
         }
-        self.digests_verified += 1;
-        self.verified_at = logged.at;
+        self.course.digests_verified += 1;
+        self.course.verified_at = logged.at;
         Ok(())
     }
 
     /// Compares the outputs of a batch that was replayed to its `end`, with which the machine
     /// has made `outputs` since boot.
     fn compare_outputs(&mut self, end: Moment, outputs: u64) -> Result<(), Divergence> {
-        while self.replayed.outputs < outputs {
-            let Some(made) = self.unverified.pop_front() else {
-                let found = self.replayed.outputs;
+        if !self.course.compares {
+            return Ok(());
+        }
+        while self.course.replayed.outputs < outputs {
+            let Some(made) = self.course.unverified.pop_front() else {
+                let found = self.course.replayed.outputs;
                 return Err(self.divergence(DivergenceKind::OutputCount { expected: outputs, found }));
             };
             // The batch says how many there are, so there is a hash for each.
-            let expected = self.expected_hashes.pop_front().unwrap_or_default();
+            let expected = self.course.expected_hashes.pop_front().unwrap_or_default();
             let (ordinal, found) = (made.ordinal, made.hash);
-            if ordinal != self.replayed.outputs || found != expected {
+            if ordinal != self.course.replayed.outputs || found != expected {
                 return Err(self.divergence(DivergenceKind::Output { ordinal, expected, found }));
             }
-            self.replayed.outputs += 1;
+            self.course.replayed.outputs += 1;
         }
-        let extra = self.unverified.iter().filter(|made| made.at < end).count() as u64;
+        let extra = self.course.unverified.iter().filter(|made| made.at < end).count() as u64;
         if extra > 0 {
             let found = outputs + extra;
             return Err(self.divergence(DivergenceKind::OutputCount { expected: outputs, found }));
@@ -470,6 +528,6 @@ impl<M: Machine> Replayer<M> {
     }
 
     fn divergence(&self, kind: DivergenceKind) -> Divergence {
-        Divergence { verified_at: self.verified_at, found_at: self.machine.moment(), kind }
+        Divergence { verified_at: self.course.verified_at, found_at: self.machine.moment(), kind }
     }
 }
