@@ -7,9 +7,11 @@
 //! - [`Message`] is what a pair exchanges, [`MessageDecoder`] takes it off a byte stream.
 //! - [`SegmentRecord`] is what a file of a recording holds.
 //! - [`Frame`] is the common form of all of them.
+//! - [`checkpoint_file`] is what a file of a machine's state holds.
 
 mod batch;
 mod chain;
+pub mod checkpoint_file;
 mod compress;
 mod event;
 mod frame;

@@ -9,6 +9,7 @@
 //! [`StoreError`]; whatever lies before the damage is read as usual.
 
 mod background;
+pub mod checkpoint;
 mod checkpoint_file;
 mod disk;
 mod error;

@@ -1,0 +1,61 @@
+//! Units that are in a boot image: found by their contents.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use log_format::checkpoint_file::UNIT_BYTES;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// A boot image of the machine.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// What it is: `kernel`, `initrd` or `firmware`.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Bytes,
+    /// Whether it comes along in the file.
+    pub bundled: bool,
+}
+
+/// The page of an image, the last one filled up with zeros.
+pub fn image_page(image: &Bytes, page: u64) -> Option<Bytes> {
+    let start = usize::try_from(page.checked_mul(UNIT_BYTES as u64)?).ok()?;
+    let rest = image.len().checked_sub(start).filter(|rest| *rest > 0)?;
+    if rest >= UNIT_BYTES {
+        return Some(image.slice(start..start + UNIT_BYTES));
+    }
+    let mut filled = image[start..].to_vec();
+    filled.resize(UNIT_BYTES, 0);
+    Some(filled.into())
+}
+
+/// Finds the pages of images by what they hold.
+pub struct ImagePages {
+    images: Vec<Bytes>,
+    /// Image and page by hash. Of several with one hash the first stands.
+    pages: HashMap<u64, (u8, u64)>,
+}
+
+impl ImagePages {
+    pub fn new(images: &[Image]) -> ImagePages {
+        let images: Vec<Bytes> = images.iter().map(|image| image.bytes.clone()).collect();
+        let mut pages = HashMap::new();
+        for (number, image) in (0u8..).zip(&images) {
+            for page in 0..(image.len() as u64).div_ceil(UNIT_BYTES as u64) {
+                let Some(bytes) = image_page(image, page) else { break };
+                pages.entry(xxh3_64(&bytes)).or_insert((number, page));
+            }
+        }
+        ImagePages { images, pages }
+    }
+
+    /// Image and page that hold exactly this.
+    pub fn find(&self, unit: &[u8]) -> Option<(u8, u64)> {
+        if self.pages.is_empty() {
+            return None;
+        }
+        let (image, page) = *self.pages.get(&xxh3_64(unit))?;
+        let is_same = image_page(&self.images[usize::from(image)], page)? == unit;
+        is_same.then_some((image, page))
+    }
+}
