@@ -83,6 +83,12 @@ class Running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout_s)
 
+    def stand_still(self, seconds):
+        """Takes the processors from the program for a while."""
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(seconds)
+        self.process.send_signal(signal.SIGCONT)
+
     def name(self):
         return " ".join([Path(self.command[0]).name, *self.command[1:2]])
 
@@ -188,6 +194,16 @@ def build_secondwind():
         raise BenchError("cargo build --release failed")
     target = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
     return target / "release/secondwind"
+
+
+def cargo_tests(names, qemu_path, build_only=False):
+    """Builds, or builds and runs, these tests of the tests crate, as tests/run does."""
+    command = ["cargo", "test", "--quiet", "--package", "secondwind-tests"]
+    command += [word for name in names for word in ("--test", name)] + ["--no-run"] * build_only
+    environment = os.environ | ({"SECONDWIND_QEMU": qemu_path} if qemu_path else {})
+    done = subprocess.run(command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)} failed: {done.stdout.strip()[-300:]}")
 
 
 def debian_guest(given):

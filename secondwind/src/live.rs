@@ -53,6 +53,9 @@ pub struct RecordArgs {
     vm: VmOptions,
     #[command(flatten)]
     live: LiveArgs,
+    /// Take no digest but the last: to measure what they cost. A replay compares outputs alone
+    #[arg(long)]
+    no_digests: bool,
 }
 
 #[derive(clap::Args)]
@@ -85,7 +88,7 @@ const NAME: &str = "vm";
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     let vm = Vm::from_options(&args.vm, NAME)?;
     let machine = vm.build(DiskMode::Direct)?;
-    go_live(&vm, machine, None, &args.live)
+    go_live(&vm, machine, None, recorder_config(false), &args.live)
 }
 
 /// Runs `secondwind record`.
@@ -93,7 +96,7 @@ pub fn record(args: RecordArgs) -> Result<ExitCode> {
     let vm = Vm::from_options(&args.vm, NAME)?;
     let machine = vm.build(DiskMode::Overlay)?;
     let writer = begin_recording(&args.dir, &vm, &machine)?;
-    go_live(&vm, machine, Some(writer), &args.live)
+    go_live(&vm, machine, Some(writer), recorder_config(!args.no_digests), &args.live)
 }
 
 fn begin_recording(dir: &Path, vm: &Vm, machine: &RiscvMachine) -> Result<LogWriter> {
@@ -113,7 +116,13 @@ fn begin_recording(dir: &Path, vm: &Vm, machine: &RiscvMachine) -> Result<LogWri
     Ok(writer)
 }
 
-fn go_live(vm: &Vm, machine: RiscvMachine, writer: Option<LogWriter>, args: &LiveArgs) -> Result<ExitCode> {
+fn go_live(
+    vm: &Vm,
+    machine: RiscvMachine,
+    writer: Option<LogWriter>,
+    config: RecorderConfig,
+    args: &LiveArgs,
+) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (inputs, received) = channel();
     let ports = runtime.block_on(open_ports(vm, &inputs))?;
@@ -125,7 +134,7 @@ fn go_live(vm: &Vm, machine: RiscvMachine, writer: Option<LogWriter>, args: &Liv
     let recording =
         writer.map(|writer| Recording::start(writer, ChainHash::genesis(&identity))).transpose()?;
     let (disks, console_out) = (vm.disks.clone(), std::io::stdout());
-    let mut live = Live { ports, recording, disks, console_out, epoch: Instant::now() };
+    let mut live = Live { ports, recording, config, disks, console_out, epoch: Instant::now() };
     let cpu_before_s = cpu_seconds();
     let ended = live.run(machine, &received, args.seconds)?;
     let wall_s = live.epoch.elapsed().as_secs_f64();
@@ -199,6 +208,7 @@ fn stop_on_signal(runtime: &tokio::runtime::Runtime, inputs: &Sender<Input>) -> 
 struct Live {
     ports: Vec<PortSender>,
     recording: Option<Recording>,
+    config: RecorderConfig,
     disks: Vec<PathBuf>,
     console_out: std::io::Stdout,
     epoch: Instant,
@@ -223,10 +233,11 @@ impl Live {
         inputs: &Receiver<Input>,
         seconds: Option<f64>,
     ) -> Result<Ended> {
-        let config = recorder_config(self.recording.is_some());
-        let mut recorder = Recorder::new(machine, config, 0, self.now_ns());
-        recorder.handle_input(Event::Entropy(crate::vm::entropy_seed()?), self.now_ns());
+        let seed = crate::vm::entropy_seed()?;
+        // Guest time begins where the wall clock is read, with nothing between.
+        let mut recorder = Recorder::new(machine, self.config, 0, self.now_ns());
         recorder.handle_input(Event::WallClock { unix_ns: crate::vm::unix_ns() }, self.now_ns());
+        recorder.handle_input(Event::Entropy(seed), self.now_ns());
         let end_ns = seconds.map(|seconds| (seconds.max(0.0) * 1e9) as u64);
         let code = loop {
             let now_ns = self.now_ns();
@@ -295,9 +306,9 @@ impl Live {
 
 /// Nobody waits for the log of a recording: it is handed on in large pieces. A machine that
 /// is not recorded needs no digests.
-fn recorder_config(is_recorded: bool) -> RecorderConfig {
+fn recorder_config(with_digests: bool) -> RecorderConfig {
     let recorded = RecorderConfig { hand_on_interval_ns: HAND_ON_INTERVAL_NS, ..RecorderConfig::default() };
-    if is_recorded {
+    if with_digests {
         return recorded;
     }
     RecorderConfig { digest_interval_instructions: u64::MAX, digest_interval_ns: u64::MAX, ..recorded }

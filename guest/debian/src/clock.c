@@ -28,6 +28,7 @@
 #define RTC_TIME_HIGH 1
 
 #define SECOND_NS 1000000000
+#define CLOSE_NS 100000
 
 static int fail(const char *what)
 {
@@ -48,23 +49,6 @@ static int driver(const char *verb)
     return written;
 }
 
-/* The real-time clock's time. Its driver tells whole seconds only, and the kernel shows no
- * registers of a device that has a driver. */
-static int read_rtc(uint64_t *now_ns)
-{
-    int memory = open("/dev/mem", O_RDONLY | O_SYNC);
-    if (memory < 0)
-        return fail("clock: /dev/mem");
-    volatile uint32_t *rtc = mmap(NULL, RTC_BYTES, PROT_READ, MAP_SHARED, memory, RTC_ADDRESS);
-    if (rtc == MAP_FAILED)
-        return fail("clock: mapping the real-time clock");
-    uint64_t low = rtc[RTC_TIME_LOW];
-    *now_ns = (uint64_t)rtc[RTC_TIME_HIGH] << 32 | low;
-    munmap((void *)rtc, RTC_BYTES);
-    close(memory);
-    return 0;
-}
-
 static uint64_t uptime_ns(void)
 {
     struct timespec now;
@@ -72,20 +56,52 @@ static uint64_t uptime_ns(void)
     return now.tv_sec * (uint64_t)SECOND_NS + now.tv_nsec;
 }
 
+/* The real-time clock minus the uptime. Its driver tells whole seconds only, and the kernel
+ * shows no registers of a device that has a driver. */
+static int read_rtc(uint64_t *difference_ns)
+{
+    int memory = open("/dev/mem", O_RDONLY | O_SYNC);
+    if (memory < 0)
+        return fail("clock: /dev/mem");
+    volatile uint32_t *rtc = mmap(NULL, RTC_BYTES, PROT_READ, MAP_SHARED, memory, RTC_ADDRESS);
+    if (rtc == MAP_FAILED)
+        return fail("clock: mapping the real-time clock");
+    /* Whatever takes the processor between two readings makes them differ: the closest count. */
+    uint64_t closest_ns = UINT64_MAX;
+    for (int attempt = 0; attempt < 8; attempt++) {
+        uint64_t before_ns = uptime_ns();
+        uint64_t low = rtc[RTC_TIME_LOW];
+        uint64_t rtc_ns = (uint64_t)rtc[RTC_TIME_HIGH] << 32 | low;
+        uint64_t apart_ns = uptime_ns() - before_ns;
+        if (apart_ns < closest_ns) {
+            closest_ns = apart_ns;
+            *difference_ns = rtc_ns - before_ns - apart_ns / 2;
+        }
+    }
+    munmap((void *)rtc, RTC_BYTES);
+    close(memory);
+    return 0;
+}
+
 static int set(void)
 {
-    uint64_t now_ns;
+    uint64_t difference_ns = 0;
     if (!driver("unbind"))
         return 1;
-    uint64_t read_at_ns = uptime_ns();
-    int failed = read_rtc(&now_ns);
+    int failed = read_rtc(&difference_ns);
     /* The kernel sets its clock, to whole seconds, when the driver comes back. */
     if (!driver("bind") || failed)
         return 1;
-    now_ns += uptime_ns() - read_at_ns;
-    struct timespec now = {.tv_sec = now_ns / SECOND_NS, .tv_nsec = now_ns % SECOND_NS};
-    if (clock_settime(CLOCK_REALTIME, &now))
-        return fail("clock: setting the clock");
+    for (int attempt = 0; attempt < 8; attempt++) {
+        uint64_t now_ns = difference_ns + uptime_ns();
+        struct timespec now = {.tv_sec = now_ns / SECOND_NS, .tv_nsec = now_ns % SECOND_NS};
+        if (clock_settime(CLOCK_REALTIME, &now))
+            return fail("clock: setting the clock");
+        clock_gettime(CLOCK_REALTIME, &now);
+        uint64_t set_ns = now.tv_sec * (uint64_t)SECOND_NS + now.tv_nsec;
+        if (difference_ns + uptime_ns() - set_ns < CLOSE_NS)
+            break;
+    }
     return 0;
 }
 

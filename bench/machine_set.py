@@ -1,0 +1,150 @@
+"""The figures of the machine itself: its speed against an earlier state, what digests and
+checkpoints cost, its clock, and how long its proof takes."""
+
+import json
+import time
+
+import before
+import guest_clock
+from figures import Figure, Measure, Outcome, median
+from main_set import INTEGER_PARTS, bench_part_times
+from programs import PROJECT, BenchError, Running, cargo_tests, free_port, run_to_end
+from qmp import Qmp
+
+BENCH_SCALE = 4
+RUN_LIMIT_S = 300
+CLOCK_QUESTIONS = 300
+CLOCK_PAUSE_S = 0.05
+# An answer that took longer says more about the host's scheduler than about the clock.
+CLOCK_ROUND_TRIP_MAX_MS = 5
+CLOCK_SETTLE_S = {"idle": 3, "busy": 8}
+IDLE_SETTLE_S = 5
+# Two runs of one program on a shared host differ by this much.
+REPEATABILITY = 0.97
+
+
+# --- speed, before and now ----------------------------------------------------------------
+
+
+def speed(bench):
+    """Both programs in turn, so that a slow spell of the host meets both. The least time of
+    each part counts: neighbours only ever add."""
+    programs = {"before": before.program_of(bench.args.before, bench.say), "now": bench.secondwind_path}
+    times = {name: [] for name in programs}
+    boots = {name: [] for name in programs}
+    for _ in range(bench.args.runs):
+        for name, program in programs.items():
+            bench.say(f"bench and boot, {name}")
+            command = bench.secondwind("run", *bench.debian(f"bench:{BENCH_SCALE}"), "--net", "none")[1:]
+            times[name].append(bench_part_times([program, *command]))
+            command = bench.secondwind("run", *bench.debian("off"), "--net", "none")[1:]
+            boots[name].append(run_to_end([program, *command], RUN_LIMIT_S).cpu_s)
+    if len({run["sums"] for runs in times.values() for run in runs}) != 1:
+        raise BenchError("the checksums of bench differ between before and now")
+
+    def of_parts(name, parts):
+        return sum(min(run[part] for run in times[name]) for part in parts)
+
+    def gain(was_s, is_s):
+        return Outcome(was_s / is_s, note=f"{was_s:.2f} s before, {is_s:.2f} s now, the least of {bench.args.runs}")
+
+    return {
+        "speed-integer": gain(*(of_parts(name, INTEGER_PARTS) for name in programs)),
+        "speed-chase": gain(*(of_parts(name, ["chase"]) for name in programs)),
+        "speed-boot": gain(*(min(boots[name]) for name in programs)),
+    }
+
+
+# --- digests ------------------------------------------------------------------------------
+
+
+def digests(bench):
+    """Processor time per instruction of a recording with and without digests: of computing, and of
+    a guest that builds, forks and writes memory all over."""
+    modes = {"with": [], "without": ["--no-digests"]}
+    loads = {"computing": (f"bench:{BENCH_SCALE}", "base"), "building": ("build:12:1", "redis")}
+    least = {}  # ns of processor time per instruction
+    for _ in range(bench.args.runs + 1):
+        for load, (job, initramfs) in loads.items():
+            for mode, words in modes.items():
+                bench.say(f"{load}, {mode} digests")
+                cost = recorded_ns(bench, job, initramfs, words)
+                least[load, mode] = min(cost, least.get((load, mode), cost))
+    costs = {load: 100 * (least[load, "with"] / least[load, "without"] - 1) for load in loads}
+    note = ", ".join(f"{load} {cost:+.2f} %" for load, cost in costs.items())
+    return {"digest-cost": Outcome(sum(costs.values()) / len(costs), note=f"mean of {note}", runs=list(costs.values()))}
+
+
+def recorded_ns(bench, job, initramfs, words):
+    folder = bench.folder("digests")
+    report = folder.parent / "report.json"
+    command = ["record", folder, *bench.debian(job, initramfs), "--net", "none", "--report", report, *words]
+    run_to_end(bench.secondwind(*command), RUN_LIMIT_S)
+    figures = json.loads(report.read_text())
+    return 1e9 * figures["cpu_s"] / figures["instructions"]
+
+
+# --- the guest's clock --------------------------------------------------------------------
+
+
+def clock(load):
+    def measure(bench):
+        port = free_port()
+        command = bench.secondwind("run", *bench.debian(f"clock:{load}"), "--forward", f"{port}:{guest_clock.GUEST_PORT}")
+        with Running([*command, "--harts", "2"]) as program:
+            program.wait_for("CLOCK-READY", RUN_LIMIT_S)
+            time.sleep(CLOCK_SETTLE_S[load])
+            bench.say(f"asking {load} Debian for its time")
+            found = guest_clock.measure(port, CLOCK_QUESTIONS, CLOCK_PAUSE_S, CLOCK_ROUND_TRIP_MAX_MS)
+            program.interrupt()
+        return {f"clock-{load}": Outcome(abs(found.worst_ms), note=found.note())}
+
+    return measure
+
+
+def clock_stop(bench):
+    """The process stands still for a while, as by SIGSTOP; the guest's clock a second later."""
+    port, stop_s = free_port(), 20
+    command = bench.secondwind("run", *bench.debian("clock:idle"), "--forward", f"{port}:{guest_clock.GUEST_PORT}")
+    with Running(command) as program:
+        program.wait_for("CLOCK-READY", RUN_LIMIT_S)
+        time.sleep(CLOCK_SETTLE_S["idle"])
+        bench.say(f"a machine that stands still for {stop_s} s")
+        program.stand_still(stop_s)
+        time.sleep(1)
+        found = guest_clock.measure(port, 40, CLOCK_PAUSE_S, CLOCK_ROUND_TRIP_MAX_MS)
+        program.interrupt()
+    return {"clock-stop": Outcome(abs(found.worst_ms), note=f"after {stop_s} s; {found.note()}")}
+
+
+# --- proof --------------------------------------------------------------------------------
+
+
+def proof(bench):
+    """The tests that CI runs; building them is not counted."""
+    found = sorted((PROJECT / "tests/tests").glob("*.rs"))
+    names = [path.stem for path in found if path.stem.startswith(("differential", "isa_", "conformance", "smp_"))]
+    bench.say(f"the tests {', '.join(names)}")
+    cargo_tests(names, bench.qemu_path, build_only=True)
+    started = time.monotonic()
+    cargo_tests(names, bench.qemu_path)
+    return {"proof": Outcome(time.monotonic() - started, note=", ".join(names))}
+
+
+# --- the set ------------------------------------------------------------------------------
+
+MEASURES = [
+    Measure(
+        [
+            Figure("speed-integer", "sieve + matrix + crc, against the state before", "x", REPEATABILITY, at_least=True),
+            Figure("speed-chase", "pointer chase in 1 MiB, against the state before", "x", REPEATABILITY, at_least=True),
+            Figure("speed-boot", "Debian boot, processor time, against the state before", "x", REPEATABILITY, at_least=True),
+        ],
+        speed,
+    ),
+    Measure([Figure("digest-cost", "slow-down of a recording by its digests", "%", 2)], digests),
+    Measure([Figure("clock-idle", "largest error of the guest's clock, idle", "ms", 10)], clock("idle")),
+    Measure([Figure("clock-busy", "largest error of the guest's clock, under load", "ms", 10)], clock("busy")),
+    Measure([Figure("clock-stop", "the same, 1 s after the process stood still", "ms", 10)], clock_stop),
+    Measure([Figure("proof", "differential and conformance tests", "s", 600)], proof),
+]
