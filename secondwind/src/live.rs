@@ -16,8 +16,9 @@ use serde_json::json;
 use store::{LogOptions, LogWriter};
 
 use crate::console::{Console, Keys};
+use crate::disk::{DiskMode, DiskSpec};
 use crate::options::VmOptions;
-use crate::vm::{DiskMode, Vm};
+use crate::vm::Vm;
 
 /// Runs a machine on this host, unprotected.
 ///
@@ -29,6 +30,8 @@ Examples:
   secondwind run --guest ledger --forward 7000:7000
   secondwind run --guest debian --append secondwind.run=shell
   secondwind run --kernel Image --initrd initramfs.cpio.gz --append 'console=ttyS0' --memory 1G
+  secondwind run --kernel Image --disk root.qcow2,serial=root --disk data.img,format=raw
+  secondwind run --kernel Image --disk root.qcow2,overlay=mine.qcow2    root.qcow2 stays as it is
   secondwind run --kernel test.elf          a bare M-mode program that ends through tohost")]
 pub struct RunArgs {
     #[command(flatten)]
@@ -209,7 +212,7 @@ struct Live {
     ports: Vec<PortSender>,
     recording: Option<Recording>,
     config: RecorderConfig,
-    disks: Vec<PathBuf>,
+    disks: Vec<DiskSpec>,
     console_out: std::io::Stdout,
     epoch: Instant,
 }
@@ -264,8 +267,9 @@ impl Live {
                 }
                 Step::Halted { code } => break Some(code),
                 Step::HostFault { disk } => bail!(
-                    "disk {disk} ({}) could not be read or written; see to it and start again",
-                    self.disks[usize::from(disk)].display()
+                    "disk {disk} ({}) could not be read or written: {}; see to it and start again",
+                    self.disks[usize::from(disk)].path.display(),
+                    recorder.machine().host_fault().unwrap_or("the host does not say why"),
                 ),
             }
         };

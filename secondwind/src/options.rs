@@ -7,6 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::disk::DiskSpec;
+
+/// Parses `--disk`, whose path need not be UTF-8.
+fn disk_parser() -> impl clap::builder::TypedValueParser<Value = DiskSpec> {
+    use clap::builder::TypedValueParser;
+    clap::builder::OsStringValueParser::new().try_map(|text| DiskSpec::parse(&text))
+}
+
 /// Takes, field by field, the flag where one was given, else the file's value.
 macro_rules! layered {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty,)* }) => {
@@ -66,9 +74,16 @@ layered! {
         /// Boot this M-mode firmware (ELF or raw, as OpenSBI) instead of the built-in SBI
         #[arg(long, value_name = "FILE", help_heading = "Virtual machine")]
         firmware: Option<PathBuf>,
-        /// Raw disk image; may be given several times
-        #[arg(long, value_name = "FILE", help_heading = "Virtual machine")]
-        disk: Vec<PathBuf>,
+        /// Disk image: FILE[,format=raw|qcow2][,serial=S][,ro][,snapshot][,overlay=FILE]; may be
+        /// given several times, for vda, vdb and so on
+        ///
+        /// A comma in a path is written twice. Where no format is said, an image that begins as
+        /// qcow2 does is qcow2, and any other raw. ro: the guest may only read. `secondwind run`
+        /// writes to the image itself, or to the qcow2 file that overlay= names, which it makes
+        /// where it is missing, or, with snapshot, to a file that ends with it. All other
+        /// commands leave the image alone.
+        #[arg(long, value_name = "SPEC", help_heading = "Virtual machine", value_parser = disk_parser())]
+        disk: Vec<DiskSpec>,
         /// Guest memory, as 256M or 1G [default: 64M for ledger, else 256M]
         #[arg(long, value_name = "SIZE", help_heading = "Virtual machine")]
         memory: Option<String>,

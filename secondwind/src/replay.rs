@@ -12,7 +12,8 @@ use machine::{Machine, RiscvMachine};
 use serde_json::json;
 use store::LogReader;
 
-use crate::vm::{DiskMode, Vm};
+use crate::disk::DiskMode;
+use crate::vm::Vm;
 
 /// Executes a recording again and compares every digest and every output.
 ///

@@ -9,7 +9,7 @@ use machine::{BootImages, BootKind, DiskConfig, MachineConfig, NetConfig, RiscvM
 use netbuf::{Forward, NetKind, NetSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{DirectDisk, OverlayDisk};
+use crate::disk::{self, DiskMode, DiskSpec, Format};
 use crate::options::{VmOptions, parse_size_bytes};
 
 /// The built-in guest.
@@ -22,8 +22,8 @@ pub struct Vm {
     pub config: MachineConfig,
     /// What it boots.
     pub images: ImageSources,
-    /// Its disk images, in order.
-    pub disks: Vec<PathBuf>,
+    /// Its disks, in order.
+    pub disks: Vec<DiskSpec>,
     /// What stands behind its network devices, in order.
     pub nets: Vec<NetSpec>,
 }
@@ -71,15 +71,6 @@ impl ImageSources {
     }
 }
 
-/// How the guest's writes to its disks are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DiskMode {
-    /// In the image itself.
-    Direct,
-    /// Beside it: the image stays as it was at the boot.
-    Overlay,
-}
-
 /// What a recording keeps of a [`Vm`], to build the same machine again.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -88,7 +79,15 @@ struct Recipe {
     kind: BootKind,
     initrd: bool,
     firmware: bool,
-    disks: Vec<PathBuf>,
+    disks: Vec<RecordedDisk>,
+}
+
+/// A disk of a recording. A raw image is its path alone, as in recordings that know no other.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum RecordedDisk {
+    Raw(PathBuf),
+    Other { path: PathBuf, format: Format },
 }
 
 /// Folder of a recording that holds the boot images.
@@ -108,7 +107,7 @@ impl Vm {
             memory_bytes: parse_size_bytes(options.memory.as_deref().unwrap_or(memory))
                 .context("--memory")?,
             nets: (0..nets.len()).map(|port| NetConfig { mac: mac_of(&nets[port], name, port) }).collect(),
-            disks: options.disk.iter().map(|_| DiskConfig::default()).collect(),
+            disks: options.disk.iter().map(disk_config).collect(),
             bootargs,
             ..MachineConfig::default()
         };
@@ -117,13 +116,8 @@ impl Vm {
 
     /// Makes the machine.
     pub fn build(&self, mode: DiskMode) -> Result<RiscvMachine> {
-        let mut stores: Vec<Box<dyn BlockStore>> = Vec::new();
-        for path in &self.disks {
-            stores.push(match mode {
-                DiskMode::Direct => Box::new(DirectDisk::open(path)?),
-                DiskMode::Overlay => Box::new(OverlayDisk::open(path)?),
-            });
-        }
+        let stores: Vec<Box<dyn BlockStore>> =
+            self.disks.iter().map(|spec| disk::open(spec, mode)).collect::<Result<_>>()?;
         Ok(RiscvMachine::new(self.config.clone(), &self.images.read()?, stores)?)
     }
 
@@ -148,13 +142,12 @@ impl Vm {
 
     /// The bytes that [`Vm::from_recording`] needs beside the images.
     pub fn recipe(&self) -> Result<Bytes> {
-        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let recipe = Recipe {
             config: self.config.clone(),
             kind: self.images.kind,
             initrd: self.images.initrd.is_some(),
             firmware: self.images.firmware.is_some(),
-            disks: self.disks.iter().map(absolute).collect(),
+            disks: self.disks.iter().map(RecordedDisk::of).collect::<Result<_>>()?,
         };
         Ok(serde_json::to_vec(&recipe)?.into())
     }
@@ -172,8 +165,32 @@ impl Vm {
             initrd: recipe.initrd.then(|| file("initrd")),
             firmware: recipe.firmware.then(|| file("firmware")),
         };
-        Ok(Vm { config: recipe.config, images, disks: recipe.disks, nets: Vec::new() })
+        let disks = recipe.disks.into_iter().map(RecordedDisk::spec).collect();
+        Ok(Vm { config: recipe.config, images, disks, nets: Vec::new() })
     }
+}
+
+impl RecordedDisk {
+    fn of(spec: &DiskSpec) -> Result<RecordedDisk> {
+        let (path, format) = spec.recorded()?;
+        let path = std::path::absolute(&path).unwrap_or(path);
+        Ok(match format {
+            Format::Raw => RecordedDisk::Raw(path),
+            Format::Qcow2 => RecordedDisk::Other { path, format },
+        })
+    }
+
+    fn spec(self) -> DiskSpec {
+        let (path, format) = match self {
+            RecordedDisk::Raw(path) => (path, Format::Raw),
+            RecordedDisk::Other { path, format } => (path, format),
+        };
+        DiskSpec { format: Some(format), ..DiskSpec::new(path) }
+    }
+}
+
+fn disk_config(spec: &DiskSpec) -> DiskConfig {
+    DiskConfig { serial: spec.serial.clone(), read_only: spec.read_only }
 }
 
 /// The images, the guest's own command line and its default memory.

@@ -43,6 +43,13 @@ fn sizes_that_fit_nothing_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("disk"), vec![0; 5000]).unwrap();
     refused(folder.path(), &["run", "--net", "none", "--disk", "disk"], &["5000 bytes", "truncate"]);
+    let disk = |spec| ["run", "--net", "none", "--disk", spec];
+    for (spec, said) in [("disk,if=virtio", "if=virtio"), ("disk,ro,snapshot", "ro and snapshot")] {
+        let output = secondwind(folder.path(), &disk(spec));
+        assert_eq!(output.status.code(), Some(2), "wrong usage");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{output:?}");
+    }
+    refused(folder.path(), &disk("absent.img"), &["cannot open the disk image absent.img"]);
     refused(folder.path(), &["run", "--net", "none", "--memory", "much"], &["\"much\"", "256M"]);
     refused(folder.path(), &["run", "--net", "none", "--harts", "99"], &["99"]);
 }

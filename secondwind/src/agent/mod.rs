@@ -19,8 +19,9 @@ use store::{LogOptions, LogWriter};
 use tokio::sync::{mpsc, watch};
 
 use crate::control::{ControlServer, Request};
+use crate::disk::DiskMode;
 use crate::options::{ConfigFile, PairOptions, VmOptions};
-use crate::vm::{DiskMode, Vm};
+use crate::vm::Vm;
 use settings::{ArbiterChoice, Settings};
 use timeline::Timeline;
 
@@ -240,7 +241,7 @@ impl Agent {
             primary::Finish::HostFault { disk } => {
                 eprintln!(
                     "secondwind: disk {disk} ({}) could not be read or written; see to it and start again",
-                    self.vm.disks[usize::from(disk)].display()
+                    self.vm.disks[usize::from(disk)].path.display()
                 );
                 ExitCode::FAILURE
             }
