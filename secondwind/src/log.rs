@@ -192,11 +192,13 @@ fn show_batch(batch: &Batch, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn moment(at: Moment) -> String {
+/// A moment, for people.
+pub fn moment(at: Moment) -> String {
     format!("icount {} at {:.6} s", at.icount, at.time_ns as f64 / 1e9)
 }
 
-fn describe(event: &Event) -> String {
+/// An event in a few words.
+pub fn describe(event: &Event) -> String {
     match event {
         Event::NetworkIn { port, frame } => format!("network {port}: frame of {} bytes", frame.len()),
         Event::ConsoleIn(bytes) => format!("console: {:?}", String::from_utf8_lossy(bytes)),

@@ -7,12 +7,16 @@
 mod agent;
 mod console;
 mod control;
+mod diff;
 mod disk;
 mod drill;
+#[allow(dead_code, reason = "the debugger comes next")]
+mod history;
 mod keygen;
 mod live;
 mod log;
 mod options;
+mod recording;
 mod replay;
 mod status;
 mod switch;
@@ -48,6 +52,7 @@ enum Command {
     Run(live::RunArgs),
     Record(live::RecordArgs),
     Replay(replay::ReplayArgs),
+    Diff(diff::DiffArgs),
     Log(log::LogArgs),
     Switch(switch::SwitchArgs),
     Keygen(keygen::KeygenArgs),
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
         Command::Run(args) => live::run(args),
         Command::Record(args) => live::record(args),
         Command::Replay(args) => replay::replay(args),
+        Command::Diff(args) => diff::diff(args),
         Command::Log(args) => log::log(args),
         Command::Switch(args) => switch::switch(args).map(|()| ExitCode::SUCCESS),
         Command::Keygen(args) => keygen::keygen(args).map(|()| ExitCode::SUCCESS),

@@ -1,19 +1,18 @@
 //! `secondwind replay`: executes a recording again and compares every digest and output.
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use backup::{Counted, Progress, Replayer};
+use backup::{Divergence, Progress, Replayer};
 use log_format::{LoggedOutput, Output, SealedBatch};
 use machine::{Machine, RiscvMachine};
 use serde_json::json;
-use store::LogReader;
 
-use crate::disk::DiskMode;
-use crate::vm::Vm;
+use crate::history::Flip;
+use crate::recording::Recording;
 
 /// Executes a recording again and compares every digest and every output.
 ///
@@ -37,6 +36,9 @@ pub struct ReplayArgs {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// For tests and drills: flips a bit of a register right before an instruction
+    #[arg(long, value_name = "ICOUNT:HART:xN:BIT", hide = true)]
+    flip_bit: Option<Flip>,
 }
 
 /// Instructions replayed between two looks at the log.
@@ -47,13 +49,15 @@ const DIVERGED: u8 = 3;
 
 /// Runs `secondwind replay`.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
-    let mut reader = LogReader::open(&args.dir)?;
-    let vm = Vm::from_recording(&args.dir, &reader.header().boot)?;
-    let machine = vm.build(DiskMode::Overlay)?;
-    check_identity(&machine, &reader)?;
-    let mut replayer = Replayer::new(machine, 0, Counted::default());
+    let Recording { mut reader, mut replayer, .. } = Recording::open(&args.dir)?;
     if let Some(icount) = args.to {
         replayer.stop_at(icount);
+    }
+    if let Some(flip) = args.flip_bit {
+        if replayer.machine().hart(flip.hart).is_none() {
+            bail!("the recorded machine has no hart {}; its harts are numbered from 0", flip.hart);
+        }
+        replayer.machine_mut().stop_before(Some(flip.icount));
     }
     let mut shown = Shown::new(&args);
     let started = Instant::now();
@@ -68,12 +72,12 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
             }
             None => None,
         };
-        match follow(&mut replayer, batch.as_ref(), &mut shown) {
+        match follow(&mut replayer, batch.as_ref(), args.flip_bit, &mut shown) {
             Ok(progress) if batch.is_none() || reached(&args, &progress) => break progress,
             Ok(_) => {}
             Err(divergence) => {
                 shown.end();
-                eprintln!("secondwind: {divergence}");
+                eprintln!("secondwind: {}", describe(&divergence, &args.dir, args.flip_bit));
                 return Ok(ExitCode::from(DIVERGED));
             }
         }
@@ -87,30 +91,33 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     }
 }
 
-fn check_identity(machine: &RiscvMachine, reader: &LogReader) -> Result<()> {
-    let (found, recorded) = (machine.identity(), &reader.header().identity);
-    if found.disks != recorded.disks {
-        bail!("a disk image is not what it was when this was recorded; restore it, then replay");
-    }
-    if &found != recorded {
-        bail!(
-            "the boot images or the configuration in this folder were changed; replay needs them as recorded"
-        );
-    }
-    Ok(())
+/// Says what differs, and how to find the instruction that made the difference.
+fn describe(divergence: &Divergence, dir: &Path, flip: Option<Flip>) -> String {
+    let dir = dir.display();
+    let flip = flip.map(|flip| format!(" --flip-bit {flip}")).unwrap_or_default();
+    format!(
+        "the replay differs from the recording between icount {} and {}: {}; narrow it down with: secondwind diff {dir} {dir}{flip}",
+        divergence.verified_at.icount, divergence.found_at.icount, divergence.kind
+    )
 }
 
 /// Replays `batch`, or what is left where there is none.
 fn follow(
     replayer: &mut Replayer<RiscvMachine>,
     batch: Option<&SealedBatch>,
+    flip: Option<Flip>,
     shown: &mut Shown,
-) -> Result<Progress, Box<backup::Divergence>> {
+) -> Result<Progress, Box<Divergence>> {
     if let Some(batch) = batch {
         replayer.push_batch(batch.batch());
     }
     loop {
         let progress = replayer.step(STEP_INSTRUCTIONS)?;
+        if let Some(flip) = flip.filter(|_| replayer.machine_stopped()) {
+            let machine = replayer.machine_mut();
+            machine.flip_register_bit(flip.hart, flip.register, flip.bit);
+            machine.stop_before(None);
+        }
         shown.outputs(replayer.take_outputs());
         shown.progress(&progress);
         if progress.caught_up {

@@ -1,0 +1,120 @@
+//! Opens a recording: its log, and the machine that was recorded as it was at the log's start.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use backup::{Counted, Replayer};
+use machine::{Machine, RiscvMachine};
+use store::LogReader;
+
+use crate::disk::DiskMode;
+use crate::vm::Vm;
+
+/// A recording that can be replayed.
+pub struct Recording {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its log, before the first batch.
+    pub reader: LogReader,
+    /// The machine, with all that lies before the first batch already behind it.
+    pub replayer: Replayer<RiscvMachine>,
+}
+
+impl Recording {
+    /// Opens the recording in a folder.
+    ///
+    /// # Errors
+    /// When there is no log, or when images or disks are not what they were when it was recorded.
+    pub fn open(dir: &Path) -> Result<Recording> {
+        let reader = LogReader::open(dir)?;
+        let vm = Vm::from_recording(dir, &reader.header().boot)?;
+        let machine = vm.build(DiskMode::Overlay)?;
+        check_identity(&machine, &reader)?;
+        let replayer = Replayer::new(machine, 0, Counted::default());
+        Ok(Recording { dir: dir.to_owned(), reader, replayer })
+    }
+}
+
+fn check_identity(machine: &RiscvMachine, reader: &LogReader) -> Result<()> {
+    let (found, recorded) = (machine.identity(), &reader.header().identity);
+    if found.disks != recorded.disks {
+        bail!("a disk image is not what it was when this was recorded; restore it, then replay");
+    }
+    if &found != recorded {
+        bail!(
+            "the boot images or the configuration in this folder were changed; replay needs them as recorded"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub mod made {
+    //! Recordings made for tests, on made-up time: small, and the same for the same seed.
+
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use log_format::{ChainHash, Event, Position, SegmentHeader};
+    use machine::Machine;
+    use primary::{Batcher, Recorder, RecorderConfig, Step};
+    use store::{LogOptions, LogWriter};
+
+    use crate::disk::DiskMode;
+    use crate::options::VmOptions;
+    use crate::vm::Vm;
+
+    /// Digests are this far apart.
+    pub const DIGEST_INSTRUCTIONS: u64 = 150_000;
+
+    /// Records the built-in guest, half busy, with random inputs, for 20 ms of guest time.
+    pub fn ledger(dir: &Path, seed: u64) {
+        let options = VmOptions {
+            guest: Some("ledger".into()),
+            memory: Some("16M".into()),
+            append: Some("burn=50 dirty=1:20".into()),
+            ..VmOptions::default()
+        };
+        let vm = Vm::from_options(&options, "made").expect("the options are right");
+        let machine = vm.build(DiskMode::Overlay).expect("it has no disks");
+        let identity = machine.identity();
+        let header = SegmentHeader::at_boot("made".into(), identity.clone(), 0, vm.recipe().unwrap());
+        let mut writer = LogWriter::create(dir, header, LogOptions::default()).unwrap();
+        vm.save_images(dir).unwrap();
+        let config = RecorderConfig {
+            slice_instructions: 3000,
+            digest_interval_instructions: DIGEST_INSTRUCTIONS,
+            hand_on_interval_ns: 0,
+            ..RecorderConfig::default()
+        };
+        let mut batcher = Batcher::new(Position::default(), ChainHash::genesis(&identity), 0);
+        let mut recorder = Recorder::new(machine, config, 0, 0);
+        recorder.handle_input(Event::Entropy(Bytes::copy_from_slice(&seed.to_le_bytes())), 0);
+        let (mut now_ns, mut dice) = (0, seed);
+        while now_ns < 20_000_000 {
+            match recorder.step(now_ns) {
+                Step::Sleep { until_ns } => now_ns = until_ns.unwrap_or(u64::MAX).min(now_ns + 400_000),
+                _ => now_ns += 4000,
+            }
+            dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            if dice >> 56 < 4 {
+                let event = match dice >> 40 & 3 {
+                    0 => Event::ConsoleIn(Bytes::from_static(b"?")),
+                    1 => Event::ClockAdvance { delta_ns: dice >> 44 },
+                    _ => Event::NetworkIn { port: 0, frame: vec![0xff; 64].into() },
+                };
+                recorder.handle_input(event, now_ns);
+            }
+            if let Some(recorded) = recorder.take_recorded(now_ns) {
+                batcher.push(recorded, now_ns);
+            }
+            if dice >> 48 & 31 == 0 && !batcher.is_empty() {
+                writer.append(&batcher.seal(0)).unwrap();
+            }
+        }
+        recorder.record_digest();
+        batcher.push(recorder.take_recorded(now_ns).expect("a digest"), now_ns);
+        writer.append(&batcher.seal(0)).unwrap();
+        writer.finish().unwrap();
+    }
+}
