@@ -7,12 +7,19 @@
 //!   each class, instead of a quick run.
 //! - `SECONDWIND_DIFFERENTIAL_SEED=S` starts with another seed.
 //! - `SECONDWIND_DIFFERENTIAL=CLASS:SEED` is what `differential_repeat` runs.
+//!
+//! The long mode is a program of its own: `cargo run --release -p secondwind-tests --bin
+//! differential`.
+
+use std::sync::atomic::AtomicBool;
 
 use secondwind_tests::differential::encode::addi;
-use secondwind_tests::differential::{Class, Oracle, Program, Recipe, Verdict, compare};
+use secondwind_tests::differential::{Campaign, Class, Coverage, Oracle, Program, Recipe, Verdict, compare};
 
-/// Generated instructions per class in a quick run.
-const QUICK_INSTRUCTIONS: u64 = 400_000;
+/// Generated instructions that each class executes at least.
+const INSTRUCTIONS_PER_CLASS: u64 = 800_000;
+/// Generated instructions that all classes together must have executed.
+const LEAST_INSTRUCTIONS: u64 = 10_000_000;
 
 fn number(variable: &str, default: u64) -> u64 {
     let Ok(text) = std::env::var(variable) else { return default };
@@ -23,53 +30,38 @@ fn oracle() -> Oracle {
     Oracle::find().unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn compare_recipe(oracle: &Oracle, recipe: Recipe) -> u64 {
-    let program = Program::generate(recipe);
-    match compare(oracle, &program) {
-        Ok(Verdict::Same) => program.instructions,
-        Ok(Verdict::Different(report)) => panic!("{report}"),
-        Err(error) => panic!("{error}"),
+/// Programs of every class do the same on QEMU and on our hart, whole and in pieces; and they
+/// are programs that mean something.
+#[test]
+fn differential_every_class() {
+    let campaign = Campaign {
+        classes: Class::ALL.to_vec(),
+        first_seed: number("SECONDWIND_DIFFERENTIAL_SEED", 1),
+        instructions_per_class: Some(number("SECONDWIND_DIFFERENTIAL_INSTRUCTIONS", INSTRUCTIONS_PER_CLASS)),
+        workers: std::thread::available_parallelism().map_or(2, usize::from),
+    };
+    let results = campaign.run(&oracle(), &AtomicBool::new(false), |_| ()).unwrap_or_else(|e| panic!("{e}"));
+    println!("{}{} instructions in all", results.table(), results.instructions());
+    let reports: Vec<&str> = results.reports().collect();
+    assert!(reports.is_empty(), "{}", reports.join("\n\n"));
+    if campaign.instructions_per_class >= Some(INSTRUCTIONS_PER_CLASS) {
+        let instructions = results.instructions();
+        assert!(instructions >= LEAST_INSTRUCTIONS, "only {instructions} instructions were compared");
+        assert_covered(&results.coverage);
     }
 }
 
-fn compare_class(class: Class) {
-    let oracle = oracle();
-    let wanted = number("SECONDWIND_DIFFERENTIAL_INSTRUCTIONS", QUICK_INSTRUCTIONS);
-    let first_seed = number("SECONDWIND_DIFFERENTIAL_SEED", 1);
-    let (mut executed, mut programs) = (0, 0);
-    while executed < wanted {
-        executed += compare_recipe(&oracle, Recipe { class, seed: first_seed + programs });
-        programs += 1;
-    }
-    println!("{}: {executed} generated instructions in {programs} programs, no difference", class.name());
-}
-
-macro_rules! tests {
-    ($($name:ident: $class:ident;)*) => { $(
-        #[test]
-        fn $name() {
-            compare_class(Class::$class);
-        }
-    )* };
-}
-
-tests! {
-    differential_integer: Integer;
-    differential_multiplication: Multiplication;
-    differential_bits: Bits;
-    differential_compressed: Compressed;
-    differential_memory: Memory;
-    differential_atomic: Atomic;
-    differential_single: Single;
-    differential_double: Double;
-    differential_decode: Decode;
-    differential_control: Control;
-    differential_trap: Trap;
-    differential_interrupt: Interrupt;
-    differential_paging: Paging;
-    differential_protection: Protection;
-    differential_modification: Modification;
-    differential_mixed: Mixed;
+/// Every instruction was executed to its end, every exception was taken in each mode that can
+/// take it, and nothing was executed that has no name.
+fn assert_covered(coverage: &Coverage) {
+    println!("{}", coverage.report());
+    assert!(coverage.nameless.is_empty(), "instructions without a name: {:x?}", coverage.nameless);
+    let never = coverage.never_executed();
+    assert!(never.is_empty(), "never executed: {never:?}");
+    let never = coverage.never_accessed();
+    assert!(never.is_empty(), "CSRs never accessed: {never:x?}");
+    let never = coverage.never_taken();
+    assert!(never.is_empty(), "traps never taken: {never:x?}");
 }
 
 /// Runs the program of a report again.
@@ -81,7 +73,11 @@ fn differential_repeat() {
         Some(Recipe { class, seed: seed.parse().ok()? })
     });
     let recipe = recipe.unwrap_or_else(|| panic!("SECONDWIND_DIFFERENTIAL must be CLASS:SEED, not {text:?}"));
-    compare_recipe(&oracle(), recipe);
+    match compare(&oracle(), &Program::generate(recipe)) {
+        Ok(Verdict::Same(coverage)) => println!("no difference\n{}", coverage.report()),
+        Ok(Verdict::Different(report)) => panic!("{report}"),
+        Err(error) => panic!("{error}"),
+    }
 }
 
 /// A defect in one instruction of ours is found, and that instruction named.
@@ -98,7 +94,7 @@ fn differential_search_finds_a_defect() {
             assert!(report.contains(&place), "{report}");
             assert!(report.contains("SECONDWIND_DIFFERENTIAL=integer:1 cargo test"), "{report}");
         }
-        Ok(Verdict::Same) => panic!("the defect was not noticed"),
+        Ok(Verdict::Same(_)) => panic!("the defect was not noticed"),
         Err(error) => panic!("{error}"),
     }
 }

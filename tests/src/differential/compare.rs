@@ -1,5 +1,6 @@
 //! Runs a program on both machines and compares what it left in memory.
 
+use super::coverage::{self, Coverage};
 use super::layout::{self, DUMP_BYTES, LOG_ENTRY_BYTES};
 use super::lockstep;
 use super::oracle::{Oracle, OracleError};
@@ -57,25 +58,31 @@ impl std::fmt::Display for Difference {
 /// What comparing a program came to.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Equal.
-    Same,
+    /// Equal: what was executed.
+    Same(Box<Coverage>),
     /// Different: a report that says where, and how to repeat it.
     Different(String),
 }
 
-/// Runs a program on both machines; on ours a second time, cut into pieces.
+/// Runs a program on both machines; on ours two times more, cut into pieces and one
+/// instruction at a time.
 ///
 /// # Errors
 /// When QEMU cannot be run.
 pub fn compare(oracle: &Oracle, program: &Program) -> Result<Verdict, OracleError> {
-    let difference = first_difference(oracle, program)?;
+    let (whole, difference) = run_both(oracle, program, &regions(program))?;
     if let Some(difference) = difference {
         return lockstep::explain(oracle, program, &difference).map(Verdict::Different);
     }
-    Ok(match differs_when_cut(program) {
-        Some(report) => Verdict::Different(report),
-        None => Verdict::Same,
-    })
+    let mut cut = Subject::new(program);
+    cut.run(Cut::Random(program.recipe.seed), program.limit());
+    let (walked, _, coverage) = coverage::walk(program);
+    for (subject, how) in [(cut, "cut into pieces"), (walked, "one instruction at a time")] {
+        if differs(program, &whole, &subject) {
+            return Ok(Verdict::Different(cut_report(program, &whole, &subject, how)));
+        }
+    }
+    Ok(Verdict::Same(Box::new(coverage)))
 }
 
 /// The first difference in what a program leaves: dumps first, as they come in the order of
@@ -84,7 +91,7 @@ pub fn compare(oracle: &Oracle, program: &Program) -> Result<Verdict, OracleErro
 /// # Errors
 /// When QEMU cannot be run.
 pub fn first_difference(oracle: &Oracle, program: &Program) -> Result<Option<Difference>, OracleError> {
-    first_difference_in(oracle, program, &regions(program))
+    run_both(oracle, program, &regions(program)).map(|(_, difference)| difference)
 }
 
 /// The first difference in memory, whatever registers and traps were.
@@ -98,14 +105,15 @@ pub(super) fn memory_difference(
     let regions = regions(program);
     let is_data = |region: &&Region| matches!(region.kind, Kind::Memory) && region.address != layout::CODE;
     let data: Vec<Region> = regions.iter().filter(is_data).cloned().collect();
-    first_difference_in(oracle, program, &data)
+    run_both(oracle, program, &data).map(|(_, difference)| difference)
 }
 
-fn first_difference_in(
+/// Our machine after a program, and the first difference in some regions.
+fn run_both(
     oracle: &Oracle,
     program: &Program,
     regions: &[Region],
-) -> Result<Option<Difference>, OracleError> {
+) -> Result<(Subject, Option<Difference>), OracleError> {
     // QEMU first: our run, in the same process, fits into its start.
     let running = oracle.start(&program.memory, &[])?;
     let mut subject = Subject::new(program);
@@ -114,39 +122,38 @@ fn first_difference_in(
     for region in regions {
         let expected = outcome.memory(region.address, region.len)?;
         let found = subject.memory(region.address, region.len);
-        if let Some(difference) = region.first_difference(&expected, found) {
-            return Ok(Some(difference));
+        let difference = region.first_difference(&expected, found);
+        if difference.is_some() {
+            return Ok((subject, difference));
         }
     }
     let ended = [outcome.powered_off, end == End::PowerOff];
-    if ended[0] != ended[1] {
-        // Reported as a difference of the syscon's word.
-        let what = What::Memory(layout::SYSCON);
-        return Ok(Some(Difference { what, expected: ended[0].into(), found: ended[1].into() }));
-    }
-    Ok(None)
+    // Reported as a difference of the syscon's word.
+    let difference = (ended[0] != ended[1]).then(|| Difference {
+        what: What::Memory(layout::SYSCON),
+        expected: ended[0].into(),
+        found: ended[1].into(),
+    });
+    Ok((subject, difference))
 }
 
-/// Runs a program on ours whole and in pieces. Gives a report if that makes a difference.
-fn differs_when_cut(program: &Program) -> Option<String> {
-    let mut whole = Subject::new(program);
-    let mut cut = Subject::new(program);
-    whole.run(Cut::Whole, program.limit());
-    cut.run(Cut::Random(program.recipe.seed), program.limit());
+/// Whether two runs of ours left anything different.
+fn differs(program: &Program, whole: &Subject, other: &Subject) -> bool {
     let same_memory = regions(program)
         .iter()
-        .all(|region| whole.memory(region.address, region.len) == cut.memory(region.address, region.len));
-    if same_memory && whole.icount() == cut.icount() && whole.state() == cut.state() {
-        return None;
-    }
-    Some(format!(
-        "{} seed {}: execution cut into pieces differs from execution as a whole (law 1): icount {} and {}\nrepeat: {}",
+        .all(|region| whole.memory(region.address, region.len) == other.memory(region.address, region.len));
+    !same_memory || whole.icount() != other.icount() || whole.state() != other.state()
+}
+
+fn cut_report(program: &Program, whole: &Subject, other: &Subject, how: &str) -> String {
+    format!(
+        "{} seed {}: execution {how} differs from execution as a whole (law 1): icount {} and {}\nrepeat: {}",
         program.recipe.class.name(),
         program.recipe.seed,
         whole.icount(),
-        cut.icount(),
+        other.icount(),
         lockstep::command(program),
-    ))
+    )
 }
 
 /// A stretch of memory that both machines must leave alike.

@@ -69,6 +69,8 @@ pub mod csr {
     pub const PMPCFG0: u32 = 0x3a0;
     pub const PMPADDR0: u32 = 0x3b0;
     pub const MHARTID: u32 = 0xf14;
+    pub const MCONFIGPTR: u32 = 0xf15;
+    pub const MCYCLE: u32 = 0xb00;
     pub const MINSTRET: u32 = 0xb02;
     pub const CYCLE: u32 = 0xc00;
     pub const TIME: u32 = 0xc01;

@@ -40,6 +40,9 @@ pub struct Frame {
     pub turn: Label,
     /// Powers off.
     pub finish: Label,
+    /// Where the M-mode and the S-mode handler are entered; what follows, up to the turn, are
+    /// handlers.
+    pub vectors: [Label; 2],
 }
 
 /// Puts the frame. What follows is executed next.
@@ -56,7 +59,7 @@ pub fn put(asm: &mut Assembler, iterations: u64) -> Frame {
     put_prologue(asm, machine_vectors, supervisor_vectors);
     asm.jump(TP, turn);
     asm.word(NOP);
-    Frame { turn, finish }
+    Frame { turn, finish, vectors: [machine_vectors, supervisor_vectors] }
 }
 
 /// A handler behind a table of vectors, so that it serves both modes of `mtvec`.

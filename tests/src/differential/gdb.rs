@@ -120,7 +120,7 @@ impl Stub {
             *value = self.register(register)?;
         }
         for ((_, csr), value) in WATCHED_CSRS.into_iter().zip(&mut csrs) {
-            // `fcsr` cannot be read while the float registers are off.
+            // `fcsr` may be out of reach while the float registers are off.
             *value = self.register(self.csr_base + csr).unwrap_or(0);
         }
         Ok(Registers { core, float, csrs })

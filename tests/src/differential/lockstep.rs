@@ -15,6 +15,8 @@ use super::subject::{Cut, Subject};
 
 /// Steps after which the search is given up.
 const MAX_STEPS: u64 = 100_000;
+/// Of `mstatus` in [`WATCHED_CSRS`].
+const MSTATUS_INDEX: usize = 1;
 const FS_AND_SD: u64 = STATUS_FS | 1 << 63;
 
 /// The command that repeats a program.
@@ -196,8 +198,7 @@ fn registers(state: &HartState) -> Registers {
     let mut core = [0; 33];
     core[..32].copy_from_slice(&state.x);
     core[32] = state.pc;
-    let is_float_off = csrs.mstatus & STATUS_FS == 0;
-    let fcsr = if is_float_off { 0 } else { u64::from(csrs.frm) << 5 | u64::from(csrs.fflags) };
+    let fcsr = u64::from(csrs.frm) << 5 | u64::from(csrs.fflags);
     let mstatus = csrs.mstatus | 0xa << 32 | dirty;
     Registers {
         core,
@@ -218,6 +219,7 @@ fn registers(state: &HartState) -> Registers {
 
 fn differences(expected: &Registers, found: &Registers) -> String {
     let mut text = String::new();
+    let is_float_off = found.csrs[MSTATUS_INDEX] & STATUS_FS == 0;
     let mut compare = |name: String, expected: u64, found: u64| {
         if expected != found {
             let _ = write!(text, "\n    {name}: {expected:#x} on QEMU, {found:#x} here");
@@ -229,6 +231,10 @@ fn differences(expected: &Registers, found: &Registers) -> String {
     }
     compare("pc".into(), expected.core[32], found.core[32]);
     for (index, (name, _)) in WATCHED_CSRS.into_iter().enumerate() {
+        // Nobody can read `fcsr` while the float registers are off; QEMU's stub can, or cannot.
+        if name == "fcsr" && is_float_off {
+            continue;
+        }
         // How dirty the float registers are is up to the machine; a difference shows when read.
         let mask = if name == "mstatus" { !FS_AND_SD } else { u64::MAX };
         compare(name.into(), expected.csrs[index] & mask, found.csrs[index] & mask);

@@ -12,12 +12,15 @@
 //! is compared as well.
 
 pub mod assembler;
+mod campaign;
 mod classes;
 mod compare;
+mod coverage;
 pub mod directed;
 pub mod encode;
 pub mod frame;
 mod gdb;
+mod instruction;
 pub mod layout;
 mod lockstep;
 mod oracle;
@@ -25,8 +28,10 @@ mod program;
 mod subject;
 mod values;
 
+pub use campaign::{Campaign, ClassResult, Results};
 pub use classes::Class;
 pub use compare::{Difference, Verdict, What, compare, first_difference};
+pub use coverage::{Coverage, Executions, TrapKind};
 pub use lockstep::command;
 pub use oracle::{Oracle, OracleError, QEMU_VARIABLE};
 pub use program::{Mode, Program, Recipe};

@@ -1,5 +1,7 @@
 //! A program: the frame, blocks of generated instructions, and initial memory.
 
+use std::ops::Range;
+
 use super::assembler::{Assembler, Label};
 use super::classes::Class;
 use super::encode::{csr::*, *};
@@ -49,6 +51,10 @@ pub struct Program {
     pub iterations: u64,
     /// Generated instructions that a run executes at most, without those of the frame.
     pub instructions: u64,
+    /// Where traps enter.
+    pub vectors: [u64; 2],
+    /// The handlers, their vectors included.
+    pub handlers: Range<u64>,
     /// A word that our machine alone gets at an address: a defect, to test the search for it.
     pub defect: Option<(u64, u32)>,
     finish: u64,
@@ -71,7 +77,9 @@ impl Program {
             blocks.push(put_turn_call(&mut asm, frame, start));
         }
         asm.jump(ZERO, frame.finish);
-        let finish = asm.address(frame.finish).expect("the frame is whole");
+        let in_frame = |label| asm.address(label).expect("the frame is whole");
+        let (finish, vectors) = (in_frame(frame.finish), frame.vectors.map(in_frame));
+        let handlers = vectors[0]..in_frame(frame.turn);
         let code = asm.finish();
         assert!(code.len() as u64 <= layout::CODE_ROOM_BYTES, "{} bytes of code", code.len());
         let mut memory = vec![(layout::CODE, code)];
@@ -86,6 +94,8 @@ impl Program {
             blocks,
             iterations: ITERATIONS,
             instructions: generated * ITERATIONS,
+            vectors,
+            handlers,
             defect: None,
             finish,
         }

@@ -128,6 +128,24 @@ impl Subject {
         End::Limit
     }
 
+    /// Runs until power-off, or until `limit` instructions have retired, one instruction at a
+    /// time; `look` is given the pc before and after each.
+    pub fn run_singly(&mut self, limit: u64, mut look: impl FnMut(u64, u64)) -> End {
+        while self.icount < limit {
+            let before = self.hart.pc();
+            let run = self.hart.run(&mut self.board, self.icount, 1);
+            self.icount += run.retired;
+            look(before, self.hart.pc());
+            if self.board.is_off {
+                return End::PowerOff;
+            }
+            if run.exit == HartExit::Wait {
+                return End::Wait;
+            }
+        }
+        End::Limit
+    }
+
     /// Executes one instruction, or enters one handler. Returns whether the machine is on.
     pub fn step(&mut self) -> bool {
         let run = self.hart.run(&mut self.board, self.icount, 1);

@@ -66,6 +66,7 @@ fn put_item(block: &mut Block<'_>, mode: Mode, timer: u64) {
         11 => put_translation(block, mode),
         12 => put_timer(block),
         13 => put_environment(block, timer),
+        14 => put_counter(block),
         _ => put_survey(block),
     }
 }
@@ -169,6 +170,23 @@ fn put_environment(block: &mut Block<'_>, timer: u64) {
     let rd = block.target();
     let value = values::integer(&mut block.random) & !TIMER_ENABLE | timer;
     put_value(block, number, value);
+    block.asm.word(csrrs(rd, number, ZERO));
+}
+
+/// Counters that stand still: writes one and reads it back. Reads what names the hart.
+fn put_counter(block: &mut Block<'_>) {
+    let number = *block.random.pick(&[MCYCLE, MINSTRET]);
+    let (rd, source) = (block.target(), block.register());
+    let funct3 = *block.random.pick(&[1, 2, 3, 5, 6, 7]);
+    put_value(block, MCOUNTINHIBIT, 5);
+    // What it held is not to be compared.
+    block.asm.word(csrrw(ZERO, number, source));
+    block.asm.word(i(0x73 | funct3 << 12, rd, block.random.between(0, 31) as u32, number as i32));
+    let rd = block.target();
+    block.asm.word(csrrs(rd, number, ZERO));
+    put_value(block, MCOUNTINHIBIT, 0);
+    let number = *block.random.pick(&[MHARTID, MCONFIGPTR]);
+    let rd = block.target();
     block.asm.word(csrrs(rd, number, ZERO));
 }
 
