@@ -32,6 +32,7 @@ Examples:
   secondwind run --kernel Image --initrd initramfs.cpio.gz --append 'console=ttyS0' --memory 1G
   secondwind run --kernel Image --disk root.qcow2,serial=root --disk data.img,format=raw
   secondwind run --kernel Image --disk root.qcow2,overlay=mine.qcow2    root.qcow2 stays as it is
+  secondwind run --guest debian-disk --append secondwind.run=sqlite:4
   secondwind run --kernel test.elf          a bare M-mode program that ends through tohost")]
 pub struct RunArgs {
     #[command(flatten)]

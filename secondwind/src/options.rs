@@ -59,7 +59,11 @@ impl Layer for bool {
 layered! {
     /// The virtual machine. Table `[vm]`.
     VmOptions {
-        /// A guest that comes along: `ledger` (built in) or `debian` (made by guest/debian/build)
+        /// A guest that comes along: `ledger` (built in), or made by guest/debian/build `debian`
+        /// (in memory) or `debian-disk` (root on ext4 on its first disk)
+        ///
+        /// Without --disk, debian-disk starts from debian-root.img of guest/debian/build and
+        /// forgets what it writes; keep it with --disk debian-root.img,overlay=mine.qcow2.
         #[arg(long, value_name = "GUEST", help_heading = "Virtual machine")]
         guest: Option<String>,
         /// Kernel to boot: a RISC-V Linux Image or an ELF file

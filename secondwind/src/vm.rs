@@ -102,16 +102,17 @@ impl Vm {
             bootargs = format!("{bootargs} {append}").trim().to_owned();
         }
         let nets = net_specs(options)?;
+        let disks = disks_of(options);
         let config = MachineConfig {
             harts: options.harts.unwrap_or(1),
             memory_bytes: parse_size_bytes(options.memory.as_deref().unwrap_or(memory))
                 .context("--memory")?,
             nets: (0..nets.len()).map(|port| NetConfig { mac: mac_of(&nets[port], name, port) }).collect(),
-            disks: options.disk.iter().map(disk_config).collect(),
+            disks: disks.iter().map(disk_config).collect(),
             bootargs,
             ..MachineConfig::default()
         };
-        Ok(Vm { config, images, disks: options.disk.clone(), nets })
+        Ok(Vm { config, images, disks, nets })
     }
 
     /// Makes the machine.
@@ -218,20 +219,47 @@ fn boot_images(options: &VmOptions) -> Result<(ImageSources, String, &'static st
     match options.guest.as_deref().unwrap_or("ledger") {
         "ledger" => Ok((supervisor(ImageSource::BuiltIn(LEDGER_ELF), initrd), String::new(), "64M")),
         "debian" => {
-            let folder = debian_folder();
-            if !folder.join("Image").exists() {
-                bail!("the Debian guest is not in {}; make it with guest/debian/build", folder.display());
-            }
-            let initrd = initrd.unwrap_or_else(|| ImageSource::File(folder.join("initramfs-redis.cpio.gz")));
             let run = if options.append.as_deref().is_some_and(|append| append.contains(".run=")) {
                 "console=ttyS0"
             } else {
                 "console=ttyS0 secondwind.run=redis"
             };
-            Ok((supervisor(ImageSource::File(folder.join("Image")), Some(initrd)), run.to_owned(), "256M"))
+            let kernel = debian_file("Image")?;
+            let initrd = initrd.map_or_else(|| debian_file("initramfs-redis.cpio.gz"), Ok)?;
+            Ok((supervisor(kernel, Some(initrd)), run.to_owned(), "256M"))
         }
-        other => bail!("no guest {other:?} comes along; choose ledger or debian, or give --kernel"),
+        DEBIAN_DISK => {
+            let root = "console=ttyS0 secondwind.root=/dev/vda";
+            let kernel = debian_file("Image")?;
+            let initrd = initrd.map_or_else(|| debian_file("initramfs-base.cpio.gz"), Ok)?;
+            Ok((supervisor(kernel, Some(initrd)), root.to_owned(), "256M"))
+        }
+        other => {
+            bail!("no guest {other:?} comes along; choose ledger, debian or debian-disk, or give --kernel")
+        }
     }
+}
+
+/// The guest whose root is on its first disk.
+const DEBIAN_DISK: &str = "debian-disk";
+
+/// The disks given. A guest that lives on a disk has one even if none is given: the image
+/// that comes along, to which nothing is written.
+fn disks_of(options: &VmOptions) -> Vec<DiskSpec> {
+    if options.guest.as_deref() == Some(DEBIAN_DISK) && options.disk.is_empty() {
+        let path = debian_folder().join("debian-root.img");
+        return vec![DiskSpec { format: Some(Format::Raw), snapshot: true, ..DiskSpec::new(path) }];
+    }
+    options.disk.clone()
+}
+
+/// A file of the Debian guest.
+fn debian_file(name: &str) -> Result<ImageSource> {
+    let path = debian_folder().join(name);
+    if !path.exists() {
+        bail!("the Debian guest is not in {}; make it with guest/debian/build", debian_folder().display());
+    }
+    Ok(ImageSource::File(path))
 }
 
 /// Where guest/debian/build puts its images.

@@ -32,7 +32,7 @@ fn a_file_that_is_no_kernel_is_refused() {
     std::fs::write(folder.path().join("kernel"), "this is no kernel").unwrap();
     refused(folder.path(), &["run", "--net", "none", "--kernel", "kernel"], &["the kernel"]);
     refused(folder.path(), &["run", "--net", "none", "--kernel", "absent"], &["cannot read absent"]);
-    refused(folder.path(), &["run", "--guest", "windows"], &["windows", "ledger or debian"]);
+    refused(folder.path(), &["run", "--guest", "windows"], &["windows", "ledger, debian or debian-disk"]);
     let recording = folder.path().join("rec");
     refused(folder.path(), &["record", "rec", "--net", "none", "--kernel", "kernel"], &["the kernel"]);
     assert!(!recording.exists(), "nothing half-done is left");
