@@ -359,16 +359,29 @@ impl Program {
 
 /// Whether these bytes are a bare-metal program: an ELF file with a `tohost` symbol.
 pub fn is_bare(kernel: &[u8]) -> bool {
-    ElfBytes::<LittleEndian>::minimal_parse(kernel).is_ok_and(|file| find_tohost(&file).is_some())
+    let [tohost] = symbol_addresses(kernel, ["tohost"]);
+    tohost.is_some()
+}
+
+/// The addresses of an ELF file's symbols, of those that it defines.
+pub(crate) fn symbol_addresses<const N: usize>(elf: &[u8], wanted: [&str; N]) -> [Option<u64>; N] {
+    let file = ElfBytes::<LittleEndian>::minimal_parse(elf).ok();
+    file.map_or([None; N], |file| addresses_in(&file, wanted))
+}
+
+fn addresses_in<const N: usize>(file: &ElfBytes<'_, LittleEndian>, wanted: [&str; N]) -> [Option<u64>; N] {
+    let Ok(Some((symbols, names))) = file.symbol_table() else { return [None; N] };
+    wanted.map(|wanted| {
+        let is_it = |symbol: &elf::symbol::Symbol| {
+            !symbol.is_undefined() && names.get(symbol.st_name as usize).ok() == Some(wanted)
+        };
+        symbols.iter().find(is_it).map(|symbol| symbol.st_value)
+    })
 }
 
 fn find_tohost(file: &ElfBytes<'_, LittleEndian>) -> Option<ToHost> {
-    let (symbols, names) = file.symbol_table().ok()??;
-    let address = |name: &str| {
-        let named = |symbol: &elf::symbol::Symbol| names.get(symbol.st_name as usize).ok() == Some(name);
-        symbols.iter().find(named).map(|symbol| symbol.st_value)
-    };
-    Some(ToHost { tohost: address("tohost")?, fromhost: address("fromhost") })
+    let [tohost, fromhost] = addresses_in(file, ["tohost", "fromhost"]);
+    Some(ToHost { tohost: tohost?, fromhost })
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
 use crate::contract::{Exit, Machine, RestoreError};
 use crate::device::virtio::HostFault;
 use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
-use crate::hart::{Hart, HartOptions, HartState};
+use crate::hart::{Hart, HartOptions, HartState, Watched};
 use crate::output::Outputs;
 use crate::ram::{PAGE_BYTES, Ram};
 use crate::sbi::HartStatus;
@@ -133,14 +133,21 @@ impl RiscvMachine {
 }
 
 fn new_hart(hart: usize, kind: BootKind, plan: &BootPlan, semantics: Semantics) -> Hart {
-    let page = PAGE_BYTES as u64;
     let options = HartOptions {
         semantics,
         sbi_builtin: kind == BootKind::Supervisor,
-        watched_page: plan.tohost.map(|places| places.tohost / page * page),
+        watched: plan.tohost.map(|places| watched(places.tohost, semantics)),
         ..HartOptions::default()
     };
     Hart::new(hart, options)
+}
+
+/// What harts watch for the stores to `tohost`: its eight bytes, or in the first semantics all
+/// of its page.
+fn watched(tohost: u64, semantics: Semantics) -> Watched {
+    let len = if semantics.watches_only_tohost() { 8 } else { PAGE_BYTES as u64 };
+    let start = tohost / len * len;
+    Watched { start, end: start.saturating_add(len) }
 }
 
 fn open_disk((disk, store): (usize, Box<dyn BlockStore>)) -> Result<Disk, ConfigError> {

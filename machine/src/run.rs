@@ -80,7 +80,12 @@ impl RiscvMachine {
         if left == 0 || !self.is_runnable(hart) {
             let count = self.harts.len();
             let others = (1..=count).map(|step| (hart + step) % count);
+            let previous = hart;
             hart = { others }.find(|hart| self.is_runnable(*hart))?;
+            if hart != previous && self.config.semantics.turns_end_reservations() {
+                // What others stored meanwhile may be what was there before.
+                self.harts[hart].end_reservation();
+            }
             self.core.turn = Turn { hart, left: self.config.slice_instructions };
         }
         if let HartStatus::Suspended { address, opaque } = self.core.statuses[hart] {

@@ -42,6 +42,27 @@ impl Semantics {
         self.0 >= 2
     }
 
+    /// Whether the page of a bare-metal program's `tohost` is ordinary memory but for `tohost` itself.
+    pub(crate) fn watches_only_tohost(self) -> bool {
+        self.0 >= 2
+    }
+
+    /// Whether protection is looked at for each instruction of a page that it divides, and not
+    /// only where execution enters a run of instructions.
+    pub(crate) fn protects_each_fetch(self) -> bool {
+        self.0 >= 2
+    }
+
+    /// Whether the trigger CSRs exist, and say that there are no triggers.
+    pub(crate) fn has_trigger_csrs(self) -> bool {
+        self.0 >= 2
+    }
+
+    /// Whether a hart's reservation ends when another hart has its turn.
+    pub(crate) fn turns_end_reservations(self) -> bool {
+        self.0 >= 2
+    }
+
     pub(crate) fn first() -> Semantics {
         Semantics::FIRST
     }

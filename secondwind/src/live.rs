@@ -15,6 +15,7 @@ use primary::{Batcher, Recorded, Recorder, RecorderConfig, Step};
 use serde_json::json;
 use store::{LogOptions, LogWriter};
 
+use crate::bare::{self, BareArgs};
 use crate::console::{Console, Keys};
 use crate::disk::{DiskMode, DiskSpec};
 use crate::options::VmOptions;
@@ -33,12 +34,15 @@ Examples:
   secondwind run --kernel Image --disk root.qcow2,serial=root --disk data.img,format=raw
   secondwind run --kernel Image --disk root.qcow2,overlay=mine.qcow2    root.qcow2 stays as it is
   secondwind run --guest debian-disk --append secondwind.run=sqlite:4
-  secondwind run --kernel test.elf          a bare M-mode program that ends through tohost")]
+  secondwind run --kernel test.elf          a bare M-mode program that ends through tohost
+  secondwind run --kernel test.elf --signature test.signature --max-instructions 100000000")]
 pub struct RunArgs {
     #[command(flatten)]
     vm: VmOptions,
     #[command(flatten)]
     live: LiveArgs,
+    #[command(flatten)]
+    bare: BareArgs,
 }
 
 /// Runs a machine and records all its inputs, so that `secondwind replay` can do it again.
@@ -63,13 +67,13 @@ pub struct RecordArgs {
 }
 
 #[derive(clap::Args)]
-struct LiveArgs {
+pub struct LiveArgs {
     /// End the machine after this many seconds
     #[arg(long = "for", value_name = "SECONDS")]
-    seconds: Option<f64>,
+    pub seconds: Option<f64>,
     /// Write figures of the run to this file, as JSON
     #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
+    pub report: Option<PathBuf>,
 }
 
 /// What the machine's thread is told.
@@ -90,6 +94,9 @@ const NAME: &str = "vm";
 
 /// Runs `secondwind run`.
 pub fn run(args: RunArgs) -> Result<ExitCode> {
+    if args.bare.are_given() {
+        return bare::run(&args.bare, &args.vm, &args.live, NAME);
+    }
     let vm = Vm::from_options(&args.vm, NAME)?;
     let machine = vm.build(DiskMode::Direct)?;
     go_live(&vm, machine, None, recorder_config(false), &args.live)

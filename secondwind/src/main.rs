@@ -2,9 +2,11 @@
 //!
 //! Exit status: 0 success, 1 an error (one line on standard error), 2 wrong usage, 3 a
 //! divergence was found, 4 fenced: another machine took over. `run`, `record` and `replay`
-//! give the guest's own exit status where it has one.
+//! give the guest's own exit status where it has one; 124 says that a bare-metal program was
+//! ended by a limit.
 
 mod agent;
+mod bare;
 mod console;
 mod control;
 mod diff;

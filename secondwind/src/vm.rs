@@ -122,6 +122,14 @@ impl Vm {
         Ok(RiscvMachine::new(self.config.clone(), &self.images.read()?, stores)?)
     }
 
+    /// The program that the machine boots, if it is a bare-metal one.
+    pub fn bare_program(&self) -> Result<Option<Bytes>> {
+        match self.images.kind {
+            BootKind::Bare => self.images.kernel.read().map(Some),
+            BootKind::Supervisor | BootKind::Firmware => Ok(None),
+        }
+    }
+
     /// Keeps the boot images in the recording `folder`.
     pub fn save_images(&self, folder: &Path) -> Result<()> {
         let boot = folder.join(BOOT_FOLDER);

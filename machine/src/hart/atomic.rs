@@ -2,9 +2,9 @@
 //!
 //! Harts take turns in slices of whole instructions, so each of these is atomic as it
 //! stands. A reservation is the physical address and the value that `lr` read; `sc`
-//! succeeds when the same address still holds that value. As in QEMU, this depends neither on
-//! where slices end nor on what other harts did in between and undid again, and an `sc` to another
-//! address may raise page faults but does not access memory.
+//! succeeds when the same address still holds that value. The board ends it when another hart had
+//! a turn, so that a store of that very value is not overlooked. As in QEMU, an `sc` to
+//! another address may raise page faults but does not access memory.
 
 use serde::{Deserialize, Serialize};
 
@@ -180,7 +180,7 @@ impl Hart {
         physical: u64,
         size: usize,
     ) -> Result<u64, Trap> {
-        let value = self.read_ram(bus, physical, size).filter(|_| self.is_plain_memory(bus, physical));
+        let value = self.read_ram(bus, physical, size).filter(|_| self.is_plain_memory(bus, physical, size));
         value.ok_or(Trap::new(Cause::StoreAccessFault, address))
     }
 }

@@ -195,6 +195,11 @@ impl Blocks {
         self.block_at(0)
     }
 
+    /// Whether a block stays: it was not decoded to be executed once.
+    pub fn keeps(&self, block: Block) -> bool {
+        self.index_of(block.first) >= SCRATCH_SLOTS
+    }
+
     /// Whether the next block may make room by dropping everything.
     pub fn is_full(&self) -> bool {
         self.side.len() + BLOCK_SLOTS > self.arena.len()

@@ -238,6 +238,10 @@ mod number {
     pub const PMPCFG_LAST: u16 = 0x3ae;
     pub const PMPADDR_FIRST: u16 = 0x3b0;
     pub const PMPADDR_LAST: u16 = 0x3ef;
+    pub const TSELECT: u16 = 0x7a0;
+    pub const TDATA1: u16 = 0x7a1;
+    pub const TDATA3: u16 = 0x7a3;
+    pub const TINFO: u16 = 0x7a4;
     pub const MCYCLE: u16 = 0xb00;
     pub const MINSTRET: u16 = 0xb02;
     pub const MHPMCOUNTER_FIRST: u16 = 0xb03;
@@ -253,6 +257,8 @@ mod number {
 }
 use number::*;
 
+/// `tselect` can select trigger 0 only, which is of type 0: there is none.
+const TINFO_NO_TRIGGER: u64 = 1 << 0;
 /// Bits 0 and 2 of `mcountinhibit`.
 const INHIBIT_CYCLE: u64 = 1 << 0;
 const INHIBIT_INSTRET: u64 = 1 << 2;
@@ -301,6 +307,8 @@ impl Hart {
             MCOUNTEREN => csrs.mcounteren,
             MENVCFG => csrs.menvcfg,
             MCOUNTINHIBIT => csrs.mcountinhibit,
+            TSELECT | TDATA1..=TDATA3 => 0,
+            TINFO => TINFO_NO_TRIGGER,
             MSCRATCH => csrs.mscratch,
             MEPC => csrs.mepc,
             MCAUSE => csrs.mcause,
@@ -372,6 +380,7 @@ impl Hart {
                 self.interrupts_changed();
             }
             MCOUNTINHIBIT => self.write_inhibit(icount, value),
+            TSELECT..=TINFO => {}
             PMPCFG_FIRST..=PMPCFG_LAST => {
                 if let Some(first) = pmp_config_index(csr)? {
                     csrs.pmp.set_config(first, value);
@@ -411,6 +420,7 @@ impl Hart {
                 self.privilege == Privilege::Machine
                     || csrs.has_timer() && csrs.mcounteren & COUNTER_TIME != 0
             }
+            TSELECT..=TINFO => self.options.semantics.has_trigger_csrs(),
             _ => true,
         };
         if allowed { Ok(()) } else { Err(IllegalAccess) }

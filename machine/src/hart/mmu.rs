@@ -5,10 +5,10 @@
 //! entry there drops what was derived from it before the next instruction. The TLB is
 //! therefore never seen: `sfence.vma` has nothing left to do.
 
-use super::Hart;
 use super::csr::{MENVCFG_ADUE, Privilege, STATUS_MXR, STATUS_SUM};
 use super::tlb::Regime;
 use super::trap::{Cause, Trap};
+use super::{Hart, Watched};
 use crate::bus::Bus;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram, TableChange};
 use crate::semantics::Semantics;
@@ -282,7 +282,7 @@ impl Hart {
         }
         let writable = access == Access::Store;
         if writable {
-            if ram.is_watched(page) || self.options.watched_page == Some(physical & !PAGE_OFFSET) {
+            if ram.is_watched(page) || self.watches(physical & !PAGE_OFFSET, PAGE_BYTES) {
                 return;
             }
             ram.prepare_write(page);
@@ -343,7 +343,7 @@ impl Hart {
             return self.store_misaligned(bus, address, value, size);
         }
         let physical = self.translate(bus, address, size, Access::Store)?;
-        if self.is_plain_memory(bus, physical) {
+        if self.is_plain_memory(bus, physical, size) {
             self.write_ram(bus, address, physical, value, size);
             return Ok(());
         }
@@ -355,10 +355,14 @@ impl Hart {
             .map_err(|_| Access::Store.access_fault(address))
     }
 
-    /// Whether stores to an address go to RAM, and not to the bus.
-    pub(super) fn is_plain_memory(&self, bus: &mut dyn Bus, physical: u64) -> bool {
-        self.ram_page(bus.ram(), physical).is_some()
-            && self.options.watched_page != Some(physical & !PAGE_OFFSET)
+    /// Whether stores of `size` bytes to an address, within a page, go to RAM and not to the bus.
+    pub(super) fn is_plain_memory(&self, bus: &mut dyn Bus, physical: u64, size: usize) -> bool {
+        self.ram_page(bus.ram(), physical).is_some() && !self.watches(physical, size)
+    }
+
+    fn watches(&self, physical: u64, size: usize) -> bool {
+        let overlaps = |watched: Watched| physical < watched.end && watched.start < physical + size as u64;
+        self.options.watched.is_some_and(overlaps)
     }
 
     /// Reads aligned from RAM; `None` outside.
@@ -413,7 +417,7 @@ impl Hart {
     ) -> Result<(), Trap> {
         let parts = self.translate_parts(bus, address, size, Access::Store)?;
         for (_, part) in parts.iter().flatten() {
-            if !self.is_plain_memory(bus, part.physical) {
+            if !self.is_plain_memory(bus, part.physical, part.len) {
                 return Err(Access::Store.access_fault(part.address));
             }
         }

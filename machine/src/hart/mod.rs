@@ -69,11 +69,21 @@ pub struct HartOptions {
     pub semantics: Semantics,
     /// `ecall` from S-mode leaves [`Hart::run`] with [`HartExit::SbiCall`].
     pub sbi_builtin: bool,
-    /// Guest-physical address of a page of RAM whose stores go to [`Bus::mmio_write`], which
-    /// then does the writing: for `tohost`. Misaligned stores and atomics that modify memory give an access fault there.
-    pub watched_page: Option<u64>,
+    /// RAM whose stores go to [`Bus::mmio_write`].
+    pub watched: Option<Watched>,
     /// Upper limit of the cache of decoded blocks.
     pub code_cache_bytes: usize,
+}
+
+/// Guest-physical addresses in RAM, within a page, whose stores go to [`Bus::mmio_write`], which then
+/// does the writing: for `tohost`. Misaligned stores and atomics that modify memory give an
+/// access fault there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watched {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
 }
 
 impl Default for HartOptions {
@@ -81,7 +91,7 @@ impl Default for HartOptions {
         HartOptions {
             semantics: Semantics::NEWEST,
             sbi_builtin: false,
-            watched_page: None,
+            watched: None,
             code_cache_bytes: 10 << 20,
         }
     }
@@ -322,6 +332,7 @@ impl Hart {
         self.page_virtual = self.pc & PAGE_MASK;
         if let Some(op) = request
             && epoch == self.blocks.epoch
+            && self.blocks.keeps(block)
         {
             let link = op.link();
             link.target.set(block.first);
@@ -337,6 +348,9 @@ impl Hart {
     fn find_or_decode(&mut self, bus: &mut dyn Bus) -> Result<Block, Trap> {
         let physical = self.fetch_address(bus, self.pc)?;
         let address = self.code_offset(bus.ram(), physical, self.pc)?;
+        if !self.csrs.pmp.is_uniform(physical & PAGE_MASK) && self.options.semantics.protects_each_fetch() {
+            return self.decode_protected(bus, address);
+        }
         let block = match self.blocks.find_physical(address) {
             Some(block) => block,
             None => self.decode_block(bus, address)?,
@@ -372,6 +386,17 @@ impl Hart {
         }
         self.drop_stale_rights(bus.ram());
         Ok(block)
+    }
+
+    /// Decodes the instruction at `pc`, an offset into RAM, to be executed once: in its page the next
+    /// one may be out of bounds, and so may the second half of this one.
+    fn decode_protected(&mut self, bus: &mut dyn Bus, address: u64) -> Result<Block, Trap> {
+        let offset = (address & !PAGE_MASK) as usize;
+        let is_wide = page_bytes(bus.ram(), address >> PAGE_SHIFT)[offset] & 3 == 3;
+        if is_wide && offset != PAGE_BYTES - 2 {
+            self.fetch_address(bus, self.pc.wrapping_add(2))?;
+        }
+        self.decode_part(bus, 1)
     }
 
     /// Decodes at most `left` instructions at `pc`, to be executed once.

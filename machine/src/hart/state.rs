@@ -117,6 +117,11 @@ impl Hart {
         enabled.then_some(self.csrs.stimecmp).filter(|&deadline| deadline != u64::MAX)
     }
 
+    /// Ends the reservation of `lr`, as another hart's store may.
+    pub fn end_reservation(&mut self) {
+        self.reservation = None;
+    }
+
     /// Sets the supervisor timer, as the SBI does.
     pub fn set_timer(&mut self, deadline: u64) {
         self.csrs.stimecmp = deadline;

@@ -164,7 +164,7 @@ impl Hart {
         let block = self.rs1(op) & !(CACHE_BLOCK_BYTES - 1);
         let size = CACHE_BLOCK_BYTES as usize;
         let result = self.translate(bus, block, size, Access::Store).and_then(|physical| {
-            match self.is_plain_memory(bus, physical) {
+            match self.is_plain_memory(bus, physical, size) {
                 true => Ok(physical),
                 false => Err(Trap::new(Cause::StoreAccessFault, block)),
             }

@@ -2,6 +2,7 @@
 
 use super::encode::*;
 use super::*;
+use crate::hart::Watched;
 
 #[test]
 fn a_store_to_the_next_instruction_is_executed() {
@@ -81,11 +82,32 @@ fn stores_to_the_watched_page_reach_the_bus() {
     let page = RAM_BASE + 0x1000;
     let mut bus = TestBus::new();
     bus.put_code(RAM_BASE, &[lui(T1, 1), auipc(T0, 1), addi(A0, ZERO, 7), sd(A0, T0, -4), sd(A0, T0, -12)]);
-    let mut hart = Hart::new(0, HartOptions { watched_page: Some(page), ..HartOptions::default() });
+    let watched = Some(Watched { start: page, end: page + 0x1000 });
+    let mut hart = Hart::new(0, HartOptions { watched, ..HartOptions::default() });
     hart.start_machine(RAM_BASE, 0, 0);
     run(&mut hart, &mut bus, 5);
     assert_eq!(bus.log, [(3, 7)]);
     assert_eq!(bus.at(page), 7);
+}
+
+#[test]
+fn what_lies_beside_the_watched_bytes_is_ordinary_memory() {
+    let tohost = RAM_BASE + 0x1008;
+    let mut bus = TestBus::new();
+    let atomic = |offset| [addi(T1, T0, offset), amoadd_d(ZERO, A0, T1)];
+    // Misaligned, up to the watched bytes and from them on; then an atomic on each side.
+    let mut code = vec![auipc(T0, 1), addi(A0, ZERO, 7), sd(A0, T0, -1), sw(A0, T0, 17)];
+    code.extend(atomic(0).into_iter().chain(atomic(16)));
+    code.extend([sd(A0, T0, 8), sw(A0, T0, 5)]);
+    bus.put_code(RAM_BASE, &code);
+    let watched = Some(Watched { start: tohost, end: tohost + 8 });
+    let mut hart = Hart::new(0, HartOptions { watched, ..HartOptions::default() });
+    hart.start_machine(RAM_BASE, 0, 0);
+    run(&mut hart, &mut bus, code.len() as u64);
+    assert_eq!((bus.at(tohost - 8), bus.at(tohost + 8)), (7, 7 + (7 << 8)));
+    assert_eq!(bus.log, [(8, 7)], "the store to the watched bytes");
+    let csrs = hart.state().csrs;
+    assert_eq!((csrs.mcause, csrs.mtval), (7, tohost - 3), "a misaligned store into them");
 }
 
 /// A bus that notes how deep the stack is at each access.

@@ -33,7 +33,7 @@ fn exceptions_tell_cause_and_value() {
         trap_of(&[addi(T0, ZERO, 0x40), jalr(ZERO, T0, 0)]),
         (1, 0x40, 0x40u64.wrapping_sub(RAM_BASE))
     );
-    let unknown_csr = csrrs(A0, 0x7a1, ZERO);
+    let unknown_csr = csrrs(A0, 0x7a8, ZERO);
     assert_eq!(trap_of(&[unknown_csr]), (2, u64::from(unknown_csr), 0));
     let write_to_read_only = csrrw(ZERO, 0xf14, A0);
     assert_eq!(trap_of(&[write_to_read_only]), (2, u64::from(write_to_read_only), 0));

@@ -206,7 +206,7 @@ fn put_survey(block: &mut Block<'_>) {
 }
 
 /// Whether a CSR tells real time or the implementation's name, or is one that a machine may
-/// have without any extension.
+/// have without any extension, as those that say that there are no triggers.
 fn is_telling(number: u32) -> bool {
-    matches!(number, 0xb00..=0xb9f | 0xc00..=0xc9f | 0xf11..=0xf13 | 0x320..=0x33f | 0x720..=0x73f)
+    matches!(number, 0x7a0..=0x7a4 | 0xb00..=0xb9f | 0xc00..=0xc9f | 0xf11..=0xf13 | 0x320..=0x33f | 0x720..=0x73f)
 }
