@@ -1,4 +1,4 @@
-//! M, Zba, Zbb and Zbs.
+//! M, Zba, Zbb, Zbs and Zicond.
 
 use super::integer::{put_register, put_shift};
 use crate::differential::encode::*;
@@ -20,7 +20,7 @@ const MULTIPLICATION: [u32; 13] = [
     op(0x3b, 7, 1),
 ];
 
-const REGISTER: [u32; 24] = [
+const REGISTER: [u32; 26] = [
     // Zba.
     op(0x3b, 0, 0x04),
     op(0x33, 2, 0x10),
@@ -46,6 +46,9 @@ const REGISTER: [u32; 24] = [
     op(0x33, 5, 0x24),
     op(0x33, 1, 0x34),
     op(0x33, 1, 0x14),
+    // Zicond.
+    op(0x33, 5, 0x07),
+    op(0x33, 7, 0x07),
     // Again, as they stand next to an illegal neighbour.
     op(0x33, 5, 0x24),
     op(0x3b, 0, 0x04),

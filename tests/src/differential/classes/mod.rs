@@ -54,7 +54,7 @@ classes! {
     Integer = "integer": integer::put_body, nothing;
     /// M.
     Multiplication = "multiplication": bits::put_multiplications, nothing;
-    /// Zba, Zbb, Zbs.
+    /// Zba, Zbb, Zbs, Zicond.
     Bits = "bits": bits::put_body, nothing;
     /// C.
     Compressed = "compressed": compressed::put_body, nothing;
@@ -74,7 +74,7 @@ classes! {
     Trap = "trap": trap::put_body, nothing;
     /// Interrupts that software raises.
     Interrupt = "interrupt": interrupt::put_body, nothing;
-    /// Sv39.
+    /// Sv39 and Sv48.
     Paging = "paging": paging::put_body, paging::initial_memory;
     /// Physical memory protection.
     Protection = "protection": protection::put_body, nothing;

@@ -1,14 +1,18 @@
-//! Sv39: every bit of an entry, every mode of access, pages and superpages, accesses that
-//! cross pages, fetches, faults that are delegated or not, MPRV.
+//! Sv39 and Sv48: every bit of an entry, every mode of access, pages and superpages of each
+//! size, accesses that cross pages, fetches, faults that are delegated or not, MPRV.
 //!
 //! ```text
-//! root[2]         identity of all RAM, for S-mode
-//! root[3]         alias of all RAM, for U-mode
-//! root[4]         test pages: level 1
-//! root[511]       the same, seen from the other end of the address space
+//! Sv48 root [0]   the table below; [511] the same, seen from the other end
+//! [1]             a superpage of 512 GiB, of data and code
+//! [2]             level 2 [0]  level 1, as below
+//!                         [1]  a superpage of 1 GiB
+//! Sv39 root [2]   identity of all RAM, for S-mode
+//! [3]             alias of all RAM, for U-mode
+//! [4]             test pages: level 1; [511] the same, seen from the other end
+//! [5]             a superpage of 1 GiB
 //! level 1 [0..2]  level 0: pages of data, never fetched from
-//! level 1 [2..4]  level 0: pages of code, which hold returns only
-//! level 1 [4..8]  superpages, of data
+//! [2..4]          level 0: pages of code, which hold returns only
+//! [4..8]          superpages of 2 MiB
 //! ```
 
 use super::{atomic, integer};
@@ -19,8 +23,14 @@ use crate::differential::program::{Block, Entry, Mode};
 use crate::sim::random::Random;
 
 const PAGE_BYTES: u64 = 4096;
+/// The root of Sv39, a table of level 2 for Sv48.
+const ROOT_39: u64 = TABLES;
 const LEVEL_1: u64 = TABLES + PAGE_BYTES;
 const LEVEL_0: u64 = TABLES + 2 * PAGE_BYTES;
+const ROOT_48: u64 = LEVEL_0 + LEVEL_0_TABLES * PAGE_BYTES;
+const LEVEL_2: u64 = ROOT_48 + PAGE_BYTES;
+/// All tables.
+const TABLE_PAGES: u64 = 4 + LEVEL_0_TABLES;
 /// Level-0 tables: the first half for data, the second for code.
 const LEVEL_0_TABLES: u64 = 4;
 /// Entries in use of each.
@@ -28,7 +38,13 @@ const PAGES: u64 = 12;
 const SUPERPAGES: std::ops::Range<u64> = 4..8;
 /// Beyond RAM.
 const NOWHERE: u64 = 0x9000_0000;
-const SATP_VALUE: u64 = (8 << 60) | (TABLES / PAGE_BYTES);
+const SATP_39: u64 = (8 << 60) | (ROOT_39 / PAGE_BYTES);
+const SATP_48: u64 = (9 << 60) | (ROOT_48 / PAGE_BYTES);
+const ASID: u64 = 0xffff << 44;
+/// Below `LEVEL_2`.
+const LEVEL_2_ADDRESS: u64 = 2 << 39;
+const TERAPAGE_ADDRESS: u64 = 1 << 39;
+const GIGAPAGE_ADDRESSES: [u64; 2] = [5 << 30, LEVEL_2_ADDRESS + (1 << 30)];
 /// V, A and D.
 const USUAL: u64 = 0xc1;
 const SEGMENTS: usize = 5;
@@ -42,19 +58,24 @@ const NOP_HALF: u16 = 0x0013;
 const ADUE: u64 = 1 << 61;
 
 pub(super) fn initial_memory(random: &mut Random) -> Vec<(u64, Vec<u8>)> {
-    let mut tables = vec![0u64; (2 + LEVEL_0_TABLES as usize) * 512];
-    tables[2] = leaf(layout::RAM, USUAL | 0xe);
-    tables[3] = leaf(layout::RAM, USUAL | 0x1a);
-    tables[4] = leaf(LEVEL_1, 1);
-    tables[511] = leaf(LEVEL_1, 1);
+    let mut tables = vec![0u64; TABLE_PAGES as usize * 512];
+    let mut put = |address: u64, entry| tables[((address - TABLES) / 8) as usize] = entry;
+    put(ROOT_39 + 8 * 2, leaf(layout::RAM, USUAL | 0xe));
+    put(ROOT_39 + 8 * 3, leaf(layout::RAM, USUAL | 0x1a));
+    put(ROOT_39 + 8 * 4, leaf(LEVEL_1, 1));
+    put(ROOT_39 + 8 * 511, leaf(LEVEL_1, 1));
+    put(ROOT_48, leaf(ROOT_39, 1));
+    put(ROOT_48 + 8 * 511, leaf(ROOT_39, 1));
+    put(ROOT_48 + 8 * 2, leaf(LEVEL_2, 1));
+    put(LEVEL_2, leaf(LEVEL_1, 1));
     for table in 0..LEVEL_0_TABLES {
-        tables[512 + table as usize] = leaf(LEVEL_0 + table * PAGE_BYTES, 1);
-        let first = (2 + table as usize) * 512;
-        (0..PAGES).for_each(|index| tables[first + index as usize] = page_entry(random, table, index));
+        put(LEVEL_1 + 8 * table, leaf(LEVEL_0 + table * PAGE_BYTES, 1));
+        (0..PAGES).for_each(|index| {
+            let entry = page_entry(random, table, index);
+            put(LEVEL_0 + table * PAGE_BYTES + 8 * index, entry);
+        });
     }
-    for index in SUPERPAGES {
-        tables[512 + index as usize] = superpage_entry(random);
-    }
+    superpages().for_each(|(address, level)| put(address, superpage_entry(random, level)));
     let page: Vec<u8> = [C_RET; 2047].iter().chain(&[NOP_HALF]).flat_map(|half| half.to_le_bytes()).collect();
     let data: Vec<u8> = (0..FRAMES * PAGE_BYTES).map(|_| random.next_u64() as u8).collect();
     vec![
@@ -100,11 +121,24 @@ fn accessed_if_read_only(flags: u64) -> u64 {
     if flags & 4 == 0 { flags | 0x40 } else { flags }
 }
 
-fn superpage_entry(random: &mut Random) -> u64 {
-    const SUPERPAGE_BYTES: u64 = 2 << 20;
-    // Misaligned now and then. Never a pointer to a table.
-    let physical = if random.chance(50) { TABLES + PAGE_BYTES } else { TABLES & !(SUPERPAGE_BYTES - 1) };
+/// Where the entries of superpages lie, and their level.
+fn superpages() -> impl Iterator<Item = (u64, u32)> {
+    let others = [(ROOT_39 + 8 * 5, 2), (LEVEL_2 + 8, 2), (ROOT_48 + 8, 3)];
+    SUPERPAGES.map(|index| (LEVEL_1 + 8 * index, 1)).chain(others)
+}
+
+fn superpage_entry(random: &mut Random, level: u32) -> u64 {
+    let size = PAGE_BYTES << (9 * level);
+    // Misaligned now and then, in one of the fields that must be zero. Never a pointer to a table.
+    let excess =
+        if random.chance(50) { PAGE_BYTES << (9 * random.between(0, u64::from(level) - 1)) } else { 0 };
+    let physical = (TABLES & !(size - 1)) + excess;
     leaf(physical, accessed_if_read_only(flags(random) | 2)) | reserved(random)
+}
+
+/// `satp` with either scheme, and any address space: entries are changed for all of them.
+fn any_satp(random: &mut Random) -> u64 {
+    random.pick(&[SATP_39, SATP_48]) | random.next_u64() & ASID
 }
 
 pub(super) fn put_body(block: &mut Block<'_>) {
@@ -119,7 +153,8 @@ pub(super) fn put_body(block: &mut Block<'_>) {
             put_borrowed_segment(block, status);
             continue;
         }
-        block.enter(Entry { mode, status, medeleg, mideleg: 0, satp: SATP_VALUE });
+        let satp = any_satp(&mut block.random);
+        block.enter(Entry { mode, status, medeleg, mideleg: 0, satp });
         block.some_items(ITEMS_PER_SEGMENT, |block| put_item(block, mode));
         block.leave();
     }
@@ -128,7 +163,8 @@ pub(super) fn put_body(block: &mut Block<'_>) {
 /// Loads and stores from M-mode in the name of another.
 fn put_borrowed_segment(block: &mut Block<'_>, status: u64) {
     let register = block.scratch(ZERO);
-    block.asm.constant(register, SATP_VALUE);
+    let satp = any_satp(&mut block.random);
+    block.asm.constant(register, satp);
     block.asm.word(csrrw(ZERO, SATP, register));
     for _ in 0..ITEMS_PER_SEGMENT / 2 {
         // A trap's return leaves U-mode in MPP.
@@ -156,40 +192,68 @@ fn put_changes(block: &mut Block<'_>) {
     for _ in 0..block.random.between(1, CHANGES_PER_SEGMENT) {
         let random = &mut block.random;
         let (address, entry) = match random.between(0, 9) {
-            0 => {
-                let index = random.between(SUPERPAGES.start, SUPERPAGES.end - 1);
-                (LEVEL_1 + 8 * index, superpage_entry(random))
+            0 | 1 => {
+                let all: Vec<_> = superpages().collect();
+                let &(address, level) = random.pick(&all);
+                (address, superpage_entry(random, level))
             }
-            1 => {
-                // A pointer to a table: whole, reserved, invalid, or to nowhere.
-                let table = random.between(0, LEVEL_0_TABLES - 1);
-                let whole = leaf(LEVEL_0 + table * PAGE_BYTES, 1);
-                let broken = [whole, whole, whole | 0x40, whole | 0x80, whole | 0x10, 0, leaf(NOWHERE, 1)];
-                (LEVEL_1 + 8 * table, *random.pick(&broken))
-            }
-            _ => {
-                let table = random.between(0, LEVEL_0_TABLES - 1);
-                let index = random.between(0, PAGES - 1);
-                (LEVEL_0 + table * PAGE_BYTES + 8 * index, page_entry(random, table, index))
-            }
+            2 => changed_pointer(random),
+            _ => changed_page(random),
         };
-        let pointer = block.scratch(ZERO);
-        let value = block.scratch(pointer);
-        block.asm.constant(pointer, address);
-        block.asm.constant(value, entry);
-        block.asm.word(sd(value, pointer, 0));
+        put_entry(block, address, entry);
     }
     block.asm.word(SFENCE_VMA);
+}
+
+fn changed_page(random: &mut Random) -> (u64, u64) {
+    let table = random.between(0, LEVEL_0_TABLES - 1);
+    let index = random.between(0, PAGES - 1);
+    (LEVEL_0 + table * PAGE_BYTES + 8 * index, page_entry(random, table, index))
+}
+
+/// A pointer to a table, at any level: whole, reserved, invalid, or to nowhere.
+fn changed_pointer(random: &mut Random) -> (u64, u64) {
+    let table = random.between(0, LEVEL_0_TABLES - 1);
+    let level_1 = (LEVEL_1 + 8 * table, LEVEL_0 + table * PAGE_BYTES);
+    let (address, target) = *random.pick(&[level_1, level_1, (LEVEL_2, LEVEL_1), (ROOT_48 + 8 * 2, LEVEL_2)]);
+    let whole = leaf(target, 1);
+    let broken =
+        [whole, whole, whole | 0x40, whole | 0x80, whole | 0x10, 0, leaf(NOWHERE, 1), whole | 1 << 61];
+    (address, *random.pick(&broken))
+}
+
+fn put_entry(block: &mut Block<'_>, address: u64, entry: u64) {
+    let pointer = block.scratch(ZERO);
+    let value = block.scratch(pointer);
+    block.asm.constant(pointer, address);
+    block.asm.constant(value, entry);
+    block.asm.word(sd(value, pointer, 0));
 }
 
 /// An address in the test pages of a level-1 entry: mostly one that is an address at all.
 fn address(random: &mut Random, level_1_index: u64, offset: u64) -> u64 {
     let top = match random.between(0, 19) {
-        0..=11 => 4,
-        12..=18 => 511 | u64::MAX << 9,
-        _ => 511,
+        0..=9 => 4 << 30,
+        10..=14 => (511 | u64::MAX << 9) << 30,
+        // No address for Sv39.
+        15..=17 => LEVEL_2_ADDRESS,
+        18 => 511 << 30,
+        // No address for either.
+        _ => *random.pick(&[0xffff_c000_0000, 4 << 30 | 1 << 47, 4 << 30 | 1 << 50, 4 << 30 | 1 << 63]),
     };
-    (top << 30) + (level_1_index << 21) + offset
+    top + (level_1_index << 21) + offset
+}
+
+/// Where frames are seen in a superpage.
+fn superpage_address(random: &mut Random, frames: u64) -> u64 {
+    match random.between(0, 3) {
+        0 => *random.pick(&GIGAPAGE_ADDRESSES) + (frames - layout::RAM),
+        1 => TERAPAGE_ADDRESS + frames,
+        _ => {
+            let index = random.between(SUPERPAGES.start, SUPERPAGES.end - 1);
+            address(random, index, frames & 0x1f_ffff)
+        }
+    }
 }
 
 /// Near the end of a page as often as not.
@@ -206,10 +270,7 @@ fn put_item(block: &mut Block<'_>, mode: Mode) {
         1..=9 => put_data_access(block),
         10 => put_code_access(block),
         11..=13 => put_fetch(block),
-        14 => {
-            let (rs1, rs2) = (block.register(), block.register());
-            block.asm.word(r(SFENCE_VMA, ZERO, rs1, rs2));
-        }
+        14 => put_fence(block, mode),
         _ if mode == Mode::User => {
             let number = *block.random.pick(&[SSTATUS, SATP]);
             block.asm.word(csrrs(ZERO, number, ZERO));
@@ -225,16 +286,35 @@ fn put_item(block: &mut Block<'_>, mode: Mode) {
     }
 }
 
+/// A fence that fences nothing, an entry that S-mode changes, or another scheme.
+fn put_fence(block: &mut Block<'_>, mode: Mode) {
+    match block.random.between(0, 2) {
+        1 if mode == Mode::Supervisor => {
+            let (address, entry) = changed_page(&mut block.random);
+            put_entry(block, address, entry);
+            block.asm.word(SFENCE_VMA);
+        }
+        2 => {
+            // Both map the code alike. The last mode does not exist: nothing changes.
+            let satp = any_satp(&mut block.random);
+            let satp = if block.random.chance(200) { satp | 2 << 60 } else { satp };
+            let register = block.scratch(ZERO);
+            block.asm.constant(register, satp);
+            block.asm.words(&[csrrw(ZERO, SATP, register), SFENCE_VMA]);
+        }
+        _ => {
+            let (rs1, rs2) = (block.register(), block.register());
+            block.asm.word(r(SFENCE_VMA, ZERO, rs1, rs2));
+        }
+    }
+}
+
 /// Any load, store or atomic, in the pages of data.
 fn put_data_access(block: &mut Block<'_>) {
     let pointer = block.scratch(ZERO);
     let random = &mut block.random;
-    let va = if random.chance(200) {
-        let index = random.between(SUPERPAGES.start, SUPERPAGES.end - 1);
-        // The data frames, as seen in the superpage.
-        let frames = DATA_FRAMES & 0x1f_ffff;
-        let offset = frames + random.between(PAGE_BYTES, (FRAMES - 1) * PAGE_BYTES);
-        address(random, index, offset)
+    let va = if random.chance(300) {
+        superpage_address(random, DATA_FRAMES) + random.between(PAGE_BYTES, (FRAMES - 1) * PAGE_BYTES)
     } else {
         let (table, offset) = (random.between(0, LEVEL_0_TABLES / 2 - 1), page_offset(random));
         address(random, table, offset)
@@ -293,8 +373,14 @@ fn put_code_access(block: &mut Block<'_>) {
 fn put_fetch(block: &mut Block<'_>) {
     let pointer = block.scratch(RA);
     let random = &mut block.random;
-    let (table, offset) = (random.between(LEVEL_0_TABLES / 2, LEVEL_0_TABLES - 1), page_offset(random) & !1);
-    let va = address(random, table, offset);
+    let va = if random.chance(200) {
+        // Not the last frame: what comes after it is no code.
+        superpage_address(random, CODE_FRAMES) + random.between(0, (FRAMES - 1) * PAGE_BYTES - 2) & !1
+    } else {
+        let table = random.between(LEVEL_0_TABLES / 2, LEVEL_0_TABLES - 1);
+        let offset = page_offset(random) & !1;
+        address(random, table, offset)
+    };
     block.asm.constant(pointer, va);
     let behind = block.asm.label();
     block.asm.address_of(RA, behind);
