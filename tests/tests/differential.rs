@@ -13,7 +13,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use secondwind_tests::differential::encode::addi;
+use secondwind_tests::differential::encode::{csr::FFLAGS, *};
 use secondwind_tests::differential::{Campaign, Class, Coverage, Oracle, Program, Recipe, Verdict, compare};
 
 /// Generated instructions that each class executes at least.
@@ -80,21 +80,58 @@ fn differential_repeat() {
     }
 }
 
-/// A defect in one instruction of ours is found, and that instruction named.
-#[test]
-fn differential_search_finds_a_defect() {
-    let mut program = Program::generate(Recipe { class: Class::Integer, seed: 1 });
-    // The last instruction of a block: nothing hides what it does.
-    let address = program.blocks[9].end - 4;
-    let word = addi(7, 7, 1);
+/// Plants a defect in our machine alone: another word at an address, in a program of a class.
+/// Expects the report to name exactly it.
+fn expect_defect_found(class: Class, word: u32, place: impl Fn(&Program) -> u64) {
+    let mut program = Program::generate(Recipe { class, seed: 1 });
+    let address = place(&program);
     program.defect = Some((address, word));
     match compare(&oracle(), &program) {
         Ok(Verdict::Different(report)) => {
-            let place = format!("first differing instruction: {word:08x} at {address:#x}");
-            assert!(report.contains(&place), "{report}");
-            assert!(report.contains("SECONDWIND_DIFFERENTIAL=integer:1 cargo test"), "{report}");
+            let place = format!("first differing instruction: {word:08x} at {address:#x} ");
+            assert!(report.contains(&place), "{word:08x} at {address:#x} was planted\n{report}");
+            let repeat = format!("SECONDWIND_DIFFERENTIAL={}:1 cargo test", class.name());
+            assert!(report.contains(&repeat), "{report}");
         }
         Ok(Verdict::Same(_)) => panic!("the defect was not noticed"),
         Err(error) => panic!("{error}"),
     }
+}
+
+/// The last instruction of a block: nothing hides what it does.
+fn last_of_block(program: &Program) -> u64 {
+    program.blocks[9].end - 4
+}
+
+/// In the middle of a block of the integer class, all of whose instructions have 32 bits.
+fn within_block(program: &Program) -> u64 {
+    let block = program.blocks[100];
+    block.start + (block.end - block.start) / 8 * 4
+}
+
+#[test]
+fn differential_search_finds_a_wrong_result() {
+    expect_defect_found(Class::Integer, addi(7, 7, 1), last_of_block);
+}
+
+#[test]
+fn differential_search_finds_a_wrong_result_within_a_block() {
+    expect_defect_found(Class::Multiplication, addi(SP, SP, 8), within_block);
+}
+
+#[test]
+fn differential_search_finds_a_wrong_store() {
+    expect_defect_found(Class::Multiplication, sd(GP, SP, 0), within_block);
+}
+
+#[test]
+fn differential_search_finds_an_exception_too_many() {
+    const ILLEGAL: u32 = 0xffff_ffff;
+    expect_defect_found(Class::Single, ILLEGAL, last_of_block);
+}
+
+#[test]
+fn differential_search_finds_wrong_float_flags() {
+    let set_divide_by_zero = i(0x6073, ZERO, 8, FFLAGS as i32);
+    expect_defect_found(Class::Double, set_divide_by_zero, last_of_block);
 }

@@ -1,6 +1,7 @@
 //! The long mode of the differential tests: generated programs on QEMU and on our hart, with
 //! seeds that nobody has run, until stopped.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,8 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::Parser;
 use secondwind_tests::differential::{Campaign, Class, Oracle, Results};
 
-/// How often progress is shown.
+/// How often progress is shown: on a terminal, and elsewhere.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Compares our machine with QEMU on generated programs, until stopped.
 ///
@@ -81,7 +83,9 @@ fn run(arguments: &Arguments) -> Result<ExitCode, String> {
     let results = campaign
         .run(&oracle, &stop, |results| show_progress(results, start, &mut shown.lock().expect("no panics")))
         .map_err(|error| error.to_string())?;
-    eprintln!();
+    if std::io::stderr().is_terminal() {
+        eprintln!();
+    }
     print_results(arguments, &campaign, &results, start.elapsed());
     Ok(if results.reports().next().is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -122,17 +126,19 @@ fn show_progress(results: &Results, start: Instant, (last, reported): &mut (Inst
     let reports = results.reports().count();
     let is_new = reports != *reported;
     *reported = reports;
-    if last.elapsed() < PROGRESS_INTERVAL && !is_new {
+    let is_terminal = std::io::stderr().is_terminal();
+    let interval = if is_terminal { PROGRESS_INTERVAL } else { LOG_INTERVAL };
+    if last.elapsed() < interval && !is_new {
         return;
     }
     *last = Instant::now();
     let (instructions, seconds) = (results.instructions(), start.elapsed().as_secs());
-    eprint!(
-        "\r{:>6} s {:>8.1} million instructions, {} programs, {reports} differences ",
-        seconds,
+    let line = format!(
+        "{seconds:>6} s {:>8.1} million instructions, {} programs, {reports} differences",
         instructions as f64 / 1e6,
         results.programs(),
     );
+    if is_terminal { eprint!("\r{line} ") } else { eprintln!("{line}") }
 }
 
 fn print_results(arguments: &Arguments, campaign: &Campaign, results: &Results, elapsed: Duration) {

@@ -6,6 +6,10 @@ use super::lockstep;
 use super::oracle::{Oracle, OracleError};
 use super::program::Program;
 use super::subject::{Cut, End, Subject};
+use super::whole;
+
+/// One in so many programs runs on the whole machine too.
+const WHOLE_MACHINE_SEEDS: u64 = 4;
 
 /// Something that the machines do not agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +69,7 @@ pub enum Verdict {
 }
 
 /// Runs a program on both machines; on ours two times more, cut into pieces and one
-/// instruction at a time.
+/// instruction at a time. One in [`WHOLE_MACHINE_SEEDS`] runs on our whole machine too.
 ///
 /// # Errors
 /// When QEMU cannot be run.
@@ -81,6 +85,17 @@ pub fn compare(oracle: &Oracle, program: &Program) -> Result<Verdict, OracleErro
         if differs(program, &whole, &subject) {
             return Ok(Verdict::Different(cut_report(program, &whole, &subject, how)));
         }
+    }
+    // Every so many programs, and with each class's first of CI.
+    if program.recipe.seed % WHOLE_MACHINE_SEEDS == 1
+        && let Some(difference) = whole::difference(program, &whole)
+    {
+        return Ok(Verdict::Different(format!(
+            "{} seed {}: on the whole machine: {difference}\nrepeat: {}",
+            program.recipe.class.name(),
+            program.recipe.seed,
+            lockstep::command(program)
+        )));
     }
     Ok(Verdict::Same(Box::new(coverage)))
 }
@@ -119,7 +134,9 @@ fn run_both(
     let mut subject = Subject::new(program);
     let end = subject.run(Cut::Whole, program.limit());
     let outcome = running.finish()?;
-    for region in regions {
+    // A defect that was planted is to be found by what it does.
+    let planted = |region: &Region| region.address == layout::CODE && program.defect.is_some();
+    for region in regions.iter().filter(|region| !planted(region)) {
         let expected = outcome.memory(region.address, region.len)?;
         let found = subject.memory(region.address, region.len);
         let difference = region.first_difference(&expected, found);
@@ -172,13 +189,12 @@ enum Kind {
 }
 
 fn regions(program: &Program) -> [Region; 4] {
-    let region = |kind, address, len: u64| Region { kind, address, len: len as usize };
-    [
-        region(Kind::Dumps, layout::DUMPS, program.dumps_bytes()),
-        region(Kind::Traps, layout::LOG, layout::LOG_BYTES),
-        region(Kind::Memory, layout::CODE, program.memory[0].1.len() as u64 & !7),
-        region(Kind::Memory, layout::VARIABLES, layout::LOG - layout::VARIABLES),
-    ]
+    let kinds = [Kind::Dumps, Kind::Traps, Kind::Memory, Kind::Memory];
+    let mut places = program.compared_memory().into_iter();
+    kinds.map(|kind| {
+        let (address, len) = places.next().expect("one for each kind");
+        Region { kind, address, len }
+    })
 }
 
 impl Region {

@@ -62,9 +62,10 @@ const EXCEPTIONS: [u64; 10] = [1, 2, 3, 4, 5, 6, 7, 12, 13, 15];
 /// From which mode to which, and the cause of `ecall` there. That from S-mode is how programs
 /// come back, and never delegated.
 const ROUTES: [(u8, u8, Option<u64>); 5] =
-    [(0, 1, None), (0, 3, Some(8)), (1, 1, None), (1, 3, Some(9)), (3, 3, Some(11))];
-/// SSI, STI, SEI.
-const INTERRUPTS: [u64; 3] = [1, 5, 9];
+    [(0, 1, Some(8)), (0, 3, Some(8)), (1, 1, None), (1, 3, Some(9)), (3, 3, Some(11))];
+/// SSI, STI, SEI; for M-mode's handler MSI and MTI too.
+const INTERRUPTS: [u64; 5] = [1, 5, 9, 3, 7];
+const SUPERVISOR_INTERRUPTS: usize = 3;
 
 /// What was executed, of one program or of many.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -122,7 +123,8 @@ impl Coverage {
         let all = ROUTES.into_iter().flat_map(|(from, to, call)| {
             // M-mode fetches without translation.
             let exceptions = EXCEPTIONS.into_iter().filter(move |cause| (from, *cause) != (3, 12));
-            let interrupts = INTERRUPTS.map(|number| number | INTERRUPT);
+            let interrupts = if to == 3 { &INTERRUPTS[..] } else { &INTERRUPTS[..SUPERVISOR_INTERRUPTS] };
+            let interrupts = interrupts.iter().map(|number| number | INTERRUPT);
             let causes = call.into_iter().chain(exceptions).chain(interrupts);
             causes.map(move |cause| TrapKind { from, to, cause })
         });

@@ -8,6 +8,9 @@
 //!             handler: logs, steps over the instruction
 //! ```
 //!
+//! The S-mode handler calls M-mode's now and then, so that traps nest. A block that leaves U-mode
+//! while `ecall` is delegated comes to M-mode through both.
+//!
 //! A block may use every register but `sp`, `gp`, `tp` and `s0`: data pointers, the dump
 //! pointer and the turn's return address.
 
@@ -170,17 +173,37 @@ fn put_machine_handler(asm: &mut Assembler) {
 }
 
 fn put_supervisor_handler(asm: &mut Assembler) {
-    let (interrupt, restore) = (asm.label(), asm.label());
+    let (interrupt, restore, not_leaving) = (asm.label(), asm.label(), asm.label());
     put_save(asm, SSCRATCH, variable::SUPERVISOR_SAVE);
     put_log_entry(asm, T6, [SCAUSE, SEPC, STVAL, SSTATUS]);
     asm.branch(4, T4, ZERO, interrupt);
     put_step_over(asm, SEPC);
+    asm.branch(0, T3, ZERO, not_leaving);
+    asm.constant(T4, u64::from(LEAVE_MARKER >> 16));
+    asm.word(lhu(T5, T3, 6));
+    asm.branch(1, T4, T5, not_leaving);
+    put_leave_from_supervisor(asm);
+    asm.bind(not_leaving);
+    // A trap within, that must leave S-mode's registers alone: for every second place.
+    asm.words(&[csrrs(T4, SEPC, ZERO), andi(T4, T4, 4)]);
+    asm.branch(0, T4, ZERO, restore);
+    asm.word(ECALL);
     asm.jump(ZERO, restore);
     asm.bind(interrupt);
     asm.words(&[csrrw(ZERO, SIP, ZERO), csrrw(ZERO, SIE, ZERO)]);
     asm.bind(restore);
     put_restore(asm, SSCRATCH, variable::SUPERVISOR_SAVE);
     asm.word(SRET);
+}
+
+/// From the S-mode handler on in M-mode, behind the marker that `T3` is 4 bytes before.
+fn put_leave_from_supervisor(asm: &mut Assembler) {
+    asm.words(&[addi(T3, T3, 8), ECALL, LEAVE_MARKER]);
+    asm.word(csrrw(ZERO, MEPC, T3));
+    asm.constant(T4, STATUS_MPP);
+    asm.word(csrrs(ZERO, MSTATUS, T4));
+    put_restore(asm, SSCRATCH, variable::SUPERVISOR_SAVE);
+    asm.word(MRET);
 }
 
 /// Saves `T3` to `T6`; `T6` becomes the address of the variables.

@@ -55,6 +55,8 @@ pub const DUMPS_ROOM_BYTES: u64 = 64 << 20;
 
 /// Power-off register of `sifive,test`.
 pub const SYSCON: u64 = 0x10_0000;
+/// `msip` of the first hart.
+pub const SOFTWARE_INTERRUPT: u64 = 0x200_0000;
 /// `mtimecmp` of the first hart.
 pub const MACHINE_TIMER: u64 = 0x200_4000;
 /// Powers off with success.

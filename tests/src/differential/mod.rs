@@ -27,6 +27,7 @@ mod oracle;
 mod program;
 mod subject;
 mod values;
+mod whole;
 
 pub use campaign::{Campaign, ClassResult, Results};
 pub use classes::Class;

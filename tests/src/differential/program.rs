@@ -123,6 +123,17 @@ impl Program {
         self.blocks.len() as u64 * self.iterations * 500 + self.instructions * 100
     }
 
+    /// Memory that machines must leave alike: addresses and lengths of dumps, trap log, code and
+    /// data.
+    pub fn compared_memory(&self) -> [(u64, usize); 4] {
+        [
+            (layout::DUMPS, self.dumps_bytes() as usize),
+            (layout::LOG, layout::LOG_BYTES as usize),
+            (layout::CODE, self.memory[0].1.len() & !7),
+            (layout::VARIABLES, (layout::LOG - layout::VARIABLES) as usize),
+        ]
+    }
+
     /// Bytes of dumps that a whole run leaves.
     pub fn dumps_bytes(&self) -> u64 {
         (self.blocks.len() as u64 * self.iterations + 1) * layout::DUMP_BYTES

@@ -8,10 +8,19 @@ use super::layout;
 use super::program::Program;
 use crate::sim::random::Random;
 
-/// Memory and a power switch.
+/// Memory, a power switch, and as much of the ACLINT as raises interrupts.
 struct Board {
     ram: Ram,
     is_off: bool,
+    software_interrupt: bool,
+    /// `mtimecmp`.
+    machine_timer: u64,
+}
+
+impl Board {
+    fn new(ram: Ram) -> Board {
+        Board { ram, is_off: false, software_interrupt: false, machine_timer: u64::MAX }
+    }
 }
 
 impl Bus for Board {
@@ -37,8 +46,13 @@ impl Bus for Board {
         _size: u8,
         value: u64,
     ) -> Result<(), AccessFault> {
-        self.is_off |= address == layout::SYSCON && value == layout::SYSCON_PASS;
-        if matches!(address, layout::SYSCON | layout::MACHINE_TIMER) { Ok(()) } else { Err(AccessFault) }
+        match address {
+            layout::SYSCON => self.is_off |= value == layout::SYSCON_PASS,
+            layout::SOFTWARE_INTERRUPT => self.software_interrupt = value & 1 != 0,
+            layout::MACHINE_TIMER => self.machine_timer = value,
+            _ => return Err(AccessFault),
+        }
+        Ok(())
     }
 
     fn time(&self, icount: u64) -> u64 {
@@ -46,7 +60,9 @@ impl Bus for Board {
     }
 
     fn interrupt_lines(&self, _hart: usize) -> u64 {
-        0
+        // Timers are in the past or at the end of time: see the class of interrupts.
+        let is_timer_due = self.machine_timer == 0;
+        u64::from(self.software_interrupt) << 3 | u64::from(is_timer_due) << 7
     }
 
     fn wants_exit(&self) -> bool {
@@ -102,7 +118,7 @@ impl Subject {
         }
         let mut hart = Hart::new(0, HartOptions::default());
         hart.start_machine(layout::CODE, 0, 0);
-        Subject { hart, board: Board { ram, is_off: false }, icount: 0 }
+        Subject { hart, board: Board::new(ram), icount: 0 }
     }
 
     /// Runs until power-off, or until `limit` instructions have retired.

@@ -83,6 +83,14 @@ fn put_reservation(block: &mut Block<'_>, pointer: u32) {
         let (rd, rs1, rs2) = (block.scratch(aligned), block.register(), block.register());
         block.asm.word(add(rd, rs1, rs2));
     }
+    if block.random.chance(200) {
+        // A store of any width to the same place, or beside it: what counts is whether memory
+        // holds another value than was loaded.
+        let (value, width) = (block.register(), block.random.between(0, 3) as u32);
+        let value = if block.random.chance(300) { loaded } else { value };
+        let offset = *block.random.pick(&[0, 0, 0, 1, 4, 8, -8]);
+        block.asm.word(s(0x23 | width << 12, aligned, value, offset));
+    }
     block.asm.word(word(SC, size, order, [rd, aligned, rs2]));
     if block.random.chance(300) {
         // The reservation is gone.

@@ -21,6 +21,10 @@ const MASKED: [(u32, u64); 8] = [
     (MCAUSE, 0xf),
     (MEDELEG, 0xb3ff),
 ];
+/// Take any value for a moment, in M-mode with interrupts off; then 0. With the bits that
+/// differ: `docs/conformance.md` says how.
+const MOMENTARY: [(u32, u64); 8] =
+    [(MEDELEG, 0), (MIDELEG, 0), (MIE, 0), (MIP, 0), (SIE, 0), (SIP, 0), (MCAUSE, 0), (SCAUSE, 0)];
 /// The handlers need them.
 const BORROWED: [u32; 4] = [MTVEC, STVEC, MSCRATCH, SSCRATCH];
 /// UXL and SXL, which a machine may let be written or not.
@@ -67,6 +71,7 @@ fn put_item(block: &mut Block<'_>, mode: Mode, timer: u64) {
         12 => put_timer(block),
         13 => put_environment(block, timer),
         14 => put_counter(block),
+        15 if mode == Mode::Machine => put_momentary(block),
         _ => put_survey(block),
     }
 }
@@ -99,6 +104,23 @@ fn put_free(block: &mut Block<'_>) {
     };
     let rd = block.target();
     block.asm.word(csrrs(rd, number, ZERO));
+}
+
+/// Writes any value, looks at what came of it, and clears it.
+fn put_momentary(block: &mut Block<'_>) {
+    let &(number, common) = block.random.pick(&MOMENTARY);
+    let rd = block.target();
+    let value = values::integer(&mut block.random) & common;
+    let before = values::integer(&mut block.random) & common;
+    let source = block.scratch(ZERO);
+    // MIE: `csrrci` of 8.
+    block.asm.word(i(0x7073, ZERO, 8, MSTATUS as i32));
+    put_value(block, number, before);
+    block.asm.constant(source, value);
+    let funct3 = block.random.between(1, 3) as u32;
+    block.asm.word(i(0x73 | funct3 << 12, rd, source, number as i32));
+    let rd = block.target();
+    block.asm.words(&[csrrs(rd, number, ZERO), csrrw(ZERO, number, ZERO)]);
 }
 
 fn put_borrowed(block: &mut Block<'_>) {
@@ -150,7 +172,7 @@ fn put_protection(block: &mut Block<'_>) {
 fn put_translation(block: &mut Block<'_>, mode: Mode) {
     let rd = block.target();
     // In S-mode, a mode that does not exist changes nothing.
-    let modes: &[u64] = if mode == Mode::Machine { &[0, 8, 1, 8, 15] } else { &[1, 7, 15] };
+    let modes: &[u64] = if mode == Mode::Machine { &[0, 8, 9, 1, 10, 15] } else { &[1, 7, 10, 15] };
     let scheme = *block.random.pick(modes);
     let rest = if scheme == 0 { 0 } else { block.random.next_u64() >> 4 };
     put_value(block, SATP, scheme << 60 | rest);

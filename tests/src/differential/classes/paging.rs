@@ -375,7 +375,7 @@ fn put_fetch(block: &mut Block<'_>) {
     let random = &mut block.random;
     let va = if random.chance(200) {
         // Not the last frame: what comes after it is no code.
-        superpage_address(random, CODE_FRAMES) + random.between(0, (FRAMES - 1) * PAGE_BYTES - 2) & !1
+        superpage_address(random, CODE_FRAMES) + (random.between(0, (FRAMES - 1) * PAGE_BYTES - 2) & !1)
     } else {
         let table = random.between(LEVEL_0_TABLES / 2, LEVEL_0_TABLES - 1);
         let offset = page_offset(random) & !1;

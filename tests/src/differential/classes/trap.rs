@@ -21,8 +21,12 @@ pub(super) fn put_body(block: &mut Block<'_>) {
         block.asm.constant(source, value);
         block.asm.word(csrrw(ZERO, number, source));
     }
+    // Direct or vectored: exceptions enter at the base.
+    let funct3 = *block.random.pick(&[6, 7]);
+    let number = *block.random.pick(&[MTVEC, STVEC]);
+    block.asm.word(i(0x73 | funct3 << 12, ZERO, 1, number as i32));
     if mode != Mode::Machine {
-        let medeleg = *block.random.pick(&[0, block.random.clone().next_u64() & !0x300]);
+        let medeleg = *block.random.pick(&[0, block.random.clone().next_u64() & !0x200]);
         // TVM and TW; TSR where no handler needs `sret`.
         let trapped = if medeleg == 0 { 7 << 20 } else { 3 << 20 };
         let status = block.random.next_u64() & trapped | *block.random.pick(&[STATUS_FS, 0]);
