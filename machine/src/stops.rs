@@ -23,7 +23,7 @@ pub struct Stop {
 pub enum StopReason {
     /// The hart stands right before the instruction at a breakpoint.
     Breakpoint,
-    /// The hart's last instruction accessed the bytes of this watchpoint.
+    /// The hart stands right before an instruction that accesses the bytes of this watchpoint.
     Watchpoint(Watchpoint),
     /// The hart stands right before the instruction at the icount of
     /// [`RiscvMachine::stop_before`]. All that comes before it has happened: waiting, events,
@@ -95,6 +95,11 @@ impl RiscvMachine {
     /// before it.
     pub fn pass_breakpoint(&mut self, icount: Option<u64>) {
         self.harts.iter_mut().for_each(|hart| hart.pass_breakpoint(icount));
+    }
+
+    /// Lets the instruction at this icount pass its watchpoint.
+    pub fn pass_watchpoint(&mut self, icount: Option<u64>) {
+        self.harts.iter_mut().for_each(|hart| hart.pass_watchpoint(icount));
     }
 
     /// What the last run stopped for, if it ended with [`crate::Exit::Stopped`].

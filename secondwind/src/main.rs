@@ -9,10 +9,10 @@ mod agent;
 mod bare;
 mod console;
 mod control;
+mod debug;
 mod diff;
 mod disk;
 mod drill;
-#[allow(dead_code, reason = "the debugger comes next")]
 mod history;
 mod keygen;
 mod live;
@@ -55,6 +55,7 @@ enum Command {
     Record(live::RecordArgs),
     Replay(replay::ReplayArgs),
     Diff(diff::DiffArgs),
+    Debug(debug::DebugArgs),
     Log(log::LogArgs),
     Switch(switch::SwitchArgs),
     Keygen(keygen::KeygenArgs),
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         Command::Record(args) => live::record(args),
         Command::Replay(args) => replay::replay(args),
         Command::Diff(args) => diff::diff(args),
+        Command::Debug(args) => debug::debug(args),
         Command::Log(args) => log::log(args),
         Command::Switch(args) => switch::switch(args).map(|()| ExitCode::SUCCESS),
         Command::Keygen(args) => keygen::keygen(args).map(|()| ExitCode::SUCCESS),

@@ -104,18 +104,32 @@ impl Hart {
         size: usize,
         update: Update,
     ) -> Option<u64> {
+        // Watched reads count as such, and so do watched writes.
+        let address = self.rs1(op);
+        if [Access::Load, Access::Store]
+            .into_iter()
+            .any(|access| self.stops_for_access(op, slack, address, size, access))
+        {
+            return None;
+        }
         let result = self.modify(bus, self.rs1(op), self.rs2(op), size, update);
         self.value_or_leave(op, slack, result)
     }
 
     #[inline(never)]
     fn reserve_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> Option<u64> {
+        if self.stops_for_access(op, slack, self.rs1(op), op.imm as usize, Access::Load) {
+            return None;
+        }
         let result = self.reserve(bus, self.rs1(op), op.imm as usize);
         self.value_or_leave(op, slack, result)
     }
 
     #[inline(never)]
     fn store_conditionally_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> Option<u64> {
+        if self.stops_for_access(op, slack, self.rs1(op), op.imm as usize, Access::Store) {
+            return None;
+        }
         let result = self.store_if_reserved(bus, self.rs1(op), self.rs2(op), op.imm as usize);
         self.value_or_leave(op, slack, result.map(|stored| u64::from(!stored)))
     }
@@ -134,7 +148,6 @@ impl Hart {
         }
         let physical = self.translate(bus, address, size, Access::Store)?;
         let old = self.read_to_store(bus, address, physical, size)?;
-        self.note_access(address, size, Access::Load);
         self.write_ram(bus, address, physical, update(old, operand), size);
         Ok(old)
     }
@@ -145,7 +158,6 @@ impl Hart {
         }
         let physical = self.translate(bus, address, size, Access::Load)?;
         let value = self.read_ram(bus, physical, size).ok_or(Trap::new(Cause::LoadAccessFault, address))?;
-        self.note_access(address, size, Access::Load);
         self.reservation = Some(Reservation { address: physical, value, size: size as u8 });
         Ok(value)
     }

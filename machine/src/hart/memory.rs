@@ -6,6 +6,7 @@
 
 use super::Hart;
 use super::float::{FS_CHECK, box_single};
+use super::mmu::Access;
 use super::op::{OpRef, go_on, go_on_unless_attention};
 use crate::bus::Bus;
 
@@ -133,6 +134,9 @@ impl Hart {
     #[inline(never)]
     fn load_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus, size: usize) -> Option<u64> {
         let address = self.rs1(op).wrapping_add(op.imm as u64);
+        if self.stops_for_access(op, slack, address, size, Access::Load) {
+            return None;
+        }
         let icount = self.icount_of(op, slack);
         let result = self.load(bus, icount, address, size);
         self.value_or_leave(op, slack, result)
@@ -143,6 +147,9 @@ impl Hart {
     #[inline(never)]
     fn store_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus, value: u64, size: usize) -> bool {
         let address = self.rs1(op).wrapping_add(op.imm as u64);
+        if self.stops_for_access(op, slack, address, size, Access::Store) {
+            return false;
+        }
         let icount = self.icount_of(op, slack);
         let result = self.store(bus, icount, address, value, size);
         self.value_or_leave(op, slack, result).is_some()

@@ -321,12 +321,10 @@ impl Hart {
         let physical = self.translate(bus, address, size, Access::Load)?;
         if let Some(value) = self.read_ram(bus, physical, size) {
             self.fill(bus.ram(), address, physical, Access::Load);
-            self.note_access(address, size, Access::Load);
             return Ok(value);
         }
         self.attention = true;
         self.check_interrupts = true;
-        self.note_access(address, size, Access::Load);
         bus.mmio_read(self.id, icount, physical, size as u8).map_err(|_| Access::Load.access_fault(address))
     }
 
@@ -349,7 +347,6 @@ impl Hart {
         }
         self.attention = true;
         self.check_interrupts = true;
-        self.note_access(address, size, Access::Store);
         let value = value & (u64::MAX >> (64 - 8 * size));
         bus.mmio_write(self.id, icount, physical, size as u8, value)
             .map_err(|_| Access::Store.access_fault(address))
@@ -392,7 +389,6 @@ impl Hart {
             self.fill(ram, address, physical, Access::Store);
             ram.write(physical, bytes).expect("checked to be in RAM");
         }
-        self.note_access(address, size, Access::Store);
     }
 
     /// A misaligned load. Memory only: devices give an access fault. A fault in the second of two
@@ -404,7 +400,6 @@ impl Hart {
                 .read(part.physical, &mut bytes[at..at + part.len])
                 .map_err(|_| Access::Load.access_fault(part.address))?;
         }
-        self.note_access(address, size, Access::Load);
         Ok(u64::from_le_bytes(bytes))
     }
 

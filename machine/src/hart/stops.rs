@@ -9,7 +9,7 @@
 //!   virtual and in physical pages, so that blocks can still be found by physical address; the
 //!   guard then compares the whole guest-virtual address.
 //! - A page with a watchpoint is kept out of the TLB, so that accesses to it take the slow
-//!   path, which asks [`Hart::note_access`].
+//!   path, which asks [`Hart::stops_for_access`].
 
 use super::mmu::Access;
 use super::op::{OpRef, go_on};
@@ -49,7 +49,8 @@ impl Watchpoint {
 pub enum HartStop {
     /// Right before the instruction at a breakpoint.
     Breakpoint,
-    /// Right after the instruction that accessed the bytes of this watchpoint.
+    /// Right before the instruction that accesses the bytes of this watchpoint, or would if it
+    /// did not raise an exception.
     Watchpoint(Watchpoint),
     /// Right before the next instruction, as [`Hart::stop_before_next`] asked for. What comes
     /// before it has happened: the entry to an interrupt's handler.
@@ -62,8 +63,10 @@ pub(super) struct Stops {
     /// Sorted guest-virtual addresses.
     breakpoints: Vec<u64>,
     watchpoints: Vec<Watchpoint>,
-    /// Breakpoints of the instruction at this icount were dealt with.
-    passed_icount: Option<u64>,
+    /// Breakpoints at the instruction at this icount were dealt with.
+    passed_breakpoint: Option<u64>,
+    /// Watchpoints of the instruction at this icount were dealt with.
+    passed_watchpoint: Option<u64>,
     before_next: bool,
     hit: Option<HartStop>,
 }
@@ -92,7 +95,12 @@ impl Hart {
 
     /// Lets the instruction at this icount pass its breakpoint: a debugger stands before it.
     pub fn pass_breakpoint(&mut self, icount: Option<u64>) {
-        self.stops.passed_icount = icount;
+        self.stops.passed_breakpoint = icount;
+    }
+
+    /// Lets the instruction at this icount pass its watchpoint.
+    pub fn pass_watchpoint(&mut self, icount: Option<u64>) {
+        self.stops.passed_watchpoint = icount;
     }
 
     /// Makes the next run stop right before its first instruction.
@@ -124,29 +132,45 @@ impl Hart {
         !self.stops.watchpoints.iter().any(|watchpoint| watchpoint.touches_page(page))
     }
 
-    /// Notes an access that took the slow path and was done.
+    /// Whether `op`, which is about to access memory by the slow path, must not: the chain was left
+    /// before it, for a watchpoint.
     #[inline]
-    pub(super) fn note_access(&mut self, address: u64, size: usize, access: Access) {
-        if !self.stops.watchpoints.is_empty() {
-            self.note_watched_access(address, size as u64, access);
-        }
+    pub(super) fn stops_for_access(
+        &mut self,
+        op: OpRef,
+        slack: i64,
+        address: u64,
+        size: usize,
+        access: Access,
+    ) -> bool {
+        !self.stops.watchpoints.is_empty()
+            && self.stops_for_watchpoint(op, slack, address, size as u64, access)
     }
 
     #[cold]
-    fn note_watched_access(&mut self, address: u64, size: u64, access: Access) {
-        let stops = &mut self.stops;
-        if stops.hit.is_none()
-            && let Some(seen) = stops.watchpoints.iter().find(|point| point.sees(address, size, access))
-        {
-            stops.hit = Some(HartStop::Watchpoint(*seen));
-            self.attention = true;
+    fn stops_for_watchpoint(
+        &mut self,
+        op: OpRef,
+        slack: i64,
+        address: u64,
+        size: u64,
+        access: Access,
+    ) -> bool {
+        let seen = self.stops.watchpoints.iter().find(|point| point.sees(address, size, access)).copied();
+        let Some(seen) = seen else { return false };
+        if self.stops.passed_watchpoint == Some(self.icount_of(op, slack)) {
+            return false;
         }
+        self.stops.hit = Some(HartStop::Watchpoint(seen));
+        self.attention = true;
+        self.leave_before(op, slack);
+        true
     }
 
     #[inline(never)]
     fn stops_at(&mut self, op: OpRef, slack: i64) -> bool {
         let is_breakpoint = self.stops.breakpoints.binary_search(&self.pc_of(op)).is_ok();
-        if !is_breakpoint || self.stops.passed_icount == Some(self.icount_of(op, slack)) {
+        if !is_breakpoint || self.stops.passed_breakpoint == Some(self.icount_of(op, slack)) {
             return false;
         }
         self.stops.hit = Some(HartStop::Breakpoint);

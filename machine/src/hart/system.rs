@@ -163,6 +163,9 @@ impl Hart {
     fn zero_block_or_leave(&mut self, op: OpRef, slack: i64, bus: &mut dyn Bus) -> bool {
         let block = self.rs1(op) & !(CACHE_BLOCK_BYTES - 1);
         let size = CACHE_BLOCK_BYTES as usize;
+        if self.stops_for_access(op, slack, block, size, Access::Store) {
+            return false;
+        }
         let result = self.translate(bus, block, size, Access::Store).and_then(|physical| {
             match self.is_plain_memory(bus, physical, size) {
                 true => Ok(physical),

@@ -150,7 +150,10 @@ pub fn replay_to(machine: &mut RiscvMachine, to: Moment, cut: &mut impl FnMut() 
         let here = machine.moment();
         match machine.run(to.icount.min(here.icount + cut())) {
             Exit::Limit | Exit::Output => {}
-            Exit::Stopped => machine.pass_breakpoint(Some(machine.moment().icount)),
+            Exit::Stopped => {
+                machine.pass_breakpoint(Some(machine.moment().icount));
+                machine.pass_watchpoint(Some(machine.moment().icount));
+            }
             Exit::Idle { wake_ns: Some(wake_ns) } => assert!(machine.advance_idle(wake_ns) > here.time_ns),
             other => panic!("{other:?} at {here:?}, on the way to {to:?}"),
         }

@@ -24,7 +24,7 @@ mod tests;
 
 use anyhow::Result;
 use backup::{Divergence, Replayer};
-use log_format::{LoggedOutput, Moment, Output};
+use log_format::{Batch, LoggedEvent, LoggedOutput, Moment, Output};
 use machine::hart::Watchpoint;
 use machine::{RiscvMachine, Stop, StopReason};
 
@@ -89,7 +89,10 @@ pub type Interrupt<'a> = &'a mut dyn FnMut() -> bool;
 pub enum Arrival {
     /// At the place asked for.
     There,
-    /// At a breakpoint, a watchpoint, or after a hart's step.
+    /// At what [`Until`] asks to stop for. Forth, that is right before the instruction at a
+    /// breakpoint and the one that accesses what is watched, and behind the instruction of a step. Back,
+    /// it is before an instruction but for a watchpoint: then it is right behind the
+    /// access, which is the next to be undone.
     Stopped(Stop),
     /// At the start of the recording.
     Start,
@@ -119,8 +122,15 @@ pub struct History {
     start_icount: u64,
     /// What the guest printed, as far as it was ever replayed.
     printed: Vec<LoggedOutput>,
+    /// Where events are: icount and number of the batch, as far as the log was ever read.
+    events: Vec<(u64, u64)>,
+    /// The last batch whose events are noted.
+    noted_sequence: u64,
     breakpoints: Vec<u64>,
     watchpoints: Vec<Watchpoint>,
+    /// Where it stands because of the watchpoint of this instruction: before it or, on the way
+    /// back, behind it.
+    watchpoint_icount: Option<u64>,
     flip: Option<Flip>,
     flipped: bool,
     compares: bool,
@@ -135,14 +145,18 @@ impl History {
     pub fn new(recording: Recording, snapshot_bytes: u64) -> History {
         let Recording { dir, reader, replayer } = recording;
         let start_icount = replayer.moment().icount;
+        let noted_sequence = replayer.pushed_sequence();
         let mut history = History {
             replayer,
             batches: Batches::new(dir, reader),
             snapshots: Snapshots::new(snapshot_bytes),
             start_icount,
             printed: Vec::new(),
+            events: Vec::new(),
+            noted_sequence,
             breakpoints: Vec::new(),
             watchpoints: Vec::new(),
+            watchpoint_icount: None,
             flip: None,
             flipped: false,
             compares: true,
@@ -194,6 +208,47 @@ impl History {
         self.printed.iter().filter(move |output| output.ordinal < made)
     }
 
+    /// The first event at a later icount.
+    ///
+    /// # Errors
+    /// When the log can no longer be read.
+    pub fn event_after(&mut self) -> Result<Option<LoggedEvent>> {
+        let here = self.moment().icount;
+        loop {
+            let place = self.events.partition_point(|(icount, _)| *icount <= here);
+            if let Some((_, sequence)) = self.events.get(place).copied() {
+                let batch = self.batches.get(sequence)?;
+                let found = batch.and_then(|batch| {
+                    batch.batch().events.iter().find(|event| event.at.icount > here).cloned()
+                });
+                return Ok(found);
+            }
+            let Some(batch) = self.batches.get(self.noted_sequence + 1)? else { return Ok(None) };
+            self.note_events(batch.batch());
+        }
+    }
+
+    /// The last event at an earlier icount.
+    ///
+    /// # Errors
+    /// When the log can no longer be read.
+    pub fn event_before(&mut self) -> Result<Option<LoggedEvent>> {
+        let here = self.moment().icount;
+        let place = self.events.partition_point(|(icount, _)| *icount < here);
+        let Some((_, sequence)) = place.checked_sub(1).map(|place| self.events[place]) else {
+            return Ok(None);
+        };
+        let batch = self.batches.get(sequence)?;
+        Ok(batch.and_then(|batch| batch.batch().events.iter().rfind(|event| event.at.icount < here).cloned()))
+    }
+
+    fn note_events(&mut self, batch: &Batch) {
+        if batch.sequence == self.noted_sequence + 1 {
+            self.noted_sequence = batch.sequence;
+            self.events.extend(batch.events.iter().map(|event| (event.at.icount, batch.sequence)));
+        }
+    }
+
     /// Sets the guest-virtual addresses to stop before.
     pub fn set_breakpoints(&mut self, addresses: Vec<u64>) {
         self.breakpoints = addresses;
@@ -227,6 +282,7 @@ impl History {
     /// When the log can no longer be read.
     pub fn seek(&mut self, icount: u64, interrupt: Interrupt<'_>) -> Result<Arrival> {
         let icount = icount.max(self.start_icount);
+        self.watchpoint_icount = None;
         self.arm(false);
         self.approach(icount)?;
         self.advance(Some(icount), interrupt)
@@ -238,14 +294,15 @@ impl History {
     /// When the log can no longer be read.
     pub fn resume(&mut self, until: Until, interrupt: Interrupt<'_>) -> Result<Arrival> {
         self.arm(true);
-        self.pass_here();
+        let dealt_with = self.watchpoint_icount.take();
+        self.pass_here(dealt_with);
         if let Until::Step { hart } = until {
             self.machine_mut().stop_after_hart(Some(hart));
         }
         let arrival = self.advance(None, interrupt);
         self.machine_mut().stop_after_hart(None);
         match arrival? {
-            Arrival::Stopped(stop) if stop.reason != StopReason::Breakpoint => {
+            Arrival::Stopped(stop) if stop.reason == StopReason::HartStepped => {
                 // It stands behind an instruction; the place is before the next one.
                 let here = self.moment().icount;
                 match self.advance(Some(here), interrupt)? {
@@ -253,31 +310,38 @@ impl History {
                     _ => Ok(Arrival::Stopped(stop)),
                 }
             }
+            Arrival::Stopped(stop) => {
+                let is_watchpoint = matches!(stop.reason, StopReason::Watchpoint(_));
+                self.watchpoint_icount = is_watchpoint.then_some(self.moment().icount);
+                Ok(Arrival::Stopped(stop))
+            }
             Arrival::Interrupted => self.poise(Arrival::Interrupted),
             other => Ok(other),
         }
     }
 
-    /// Goes back until there is something to stop for: to before the instruction at a
-    /// breakpoint, or the one that accessed what is watched, or the hart's last one.
+    /// Goes back until there is something to stop for ([`Arrival::Stopped`]).
     ///
     /// # Errors
     /// When the log can no longer be read.
     pub fn resume_back(&mut self, until: Until, interrupt: Interrupt<'_>) -> Result<Arrival> {
         let mut end = self.moment().icount;
+        let passed = self.watchpoint_icount.take();
         while let Some(snapshot_icount) = self.snapshots.before(end).map(|snapshot| snapshot.icount) {
             let (found, interrupted) = match until {
-                Until::Stop => self.last_stop_before(end, interrupt)?,
+                Until::Stop => self.last_stop_before(end, passed, interrupt)?,
                 Until::Step { hart } => self.last_step_before(end, hart, interrupt)?,
             };
             if interrupted {
                 return self.poise(Arrival::Interrupted);
             }
             if let Some((icount, stop)) = found {
-                return Ok(match self.seek(icount, interrupt)? {
-                    Arrival::Interrupted => Arrival::Interrupted,
-                    _ => Arrival::Stopped(stop),
-                });
+                if self.seek(icount, interrupt)? == Arrival::Interrupted {
+                    return Ok(Arrival::Interrupted);
+                }
+                let is_watchpoint = matches!(stop.reason, StopReason::Watchpoint(_));
+                self.watchpoint_icount = is_watchpoint.then(|| icount - 1);
+                return Ok(Arrival::Stopped(stop));
             }
             end = snapshot_icount;
         }
@@ -286,25 +350,28 @@ impl History {
     }
 
     /// The last stop at a breakpoint or watchpoint between the last snapshot before `end` and
-    /// there: the place before its instruction. Also whether it was interrupted.
+    /// there, with the place to go back to, but not at the watchpoint of the instruction at
+    /// `passed`. Also whether it was interrupted.
     fn last_stop_before(
         &mut self,
         end: u64,
+        passed: Option<u64>,
         interrupt: Interrupt<'_>,
     ) -> Result<(Option<(u64, Stop)>, bool)> {
         self.restore_before(end)?;
         self.arm(true);
         self.machine_mut().pass_breakpoint(None);
+        self.machine_mut().pass_watchpoint(None);
         let mut last = None;
         loop {
             match self.advance(Some(end), interrupt)? {
                 Arrival::Stopped(stop) => {
                     let here = self.moment().icount;
-                    let is_before = stop.reason == StopReason::Breakpoint;
-                    last = Some((if is_before { here } else { here - 1 }, stop));
-                    if is_before {
-                        self.pass_here();
+                    let is_watchpoint = matches!(stop.reason, StopReason::Watchpoint(_));
+                    if !is_watchpoint || passed != Some(here) {
+                        last = Some((here + u64::from(is_watchpoint), stop));
                     }
+                    self.pass_here(is_watchpoint.then_some(here));
                 }
                 Arrival::Interrupted => return Ok((None, true)),
                 Arrival::There | Arrival::Start | Arrival::End => return Ok((last, false)),
@@ -375,9 +442,12 @@ impl History {
         machine.set_watchpoints(watchpoints);
     }
 
-    fn pass_here(&mut self) {
+    /// Lets the next instruction pass its breakpoint, and its watchpoint if that was dealt with.
+    fn pass_here(&mut self, watchpoint_icount: Option<u64>) {
         let here = self.moment().icount;
-        self.machine_mut().pass_breakpoint(Some(here));
+        let machine = self.machine_mut();
+        machine.pass_breakpoint(Some(here));
+        machine.pass_watchpoint(watchpoint_icount);
     }
 
     /// Replays up to right before `target`, or until a stop, the end or an interrupt.
@@ -418,6 +488,7 @@ impl History {
                     return Ok(Arrival::End);
                 };
                 self.replayer.push_batch(batch.batch());
+                self.note_events(batch.batch());
                 self.unasked_instructions += BATCH_INSTRUCTIONS;
             } else if self.is_snapshot_due(target) {
                 self.take_snapshot();
