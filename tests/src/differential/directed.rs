@@ -118,6 +118,12 @@ impl Directed {
         self
     }
 
+    /// Puts instructions.
+    pub fn words(&mut self, words: &[u32]) -> &mut Directed {
+        self.asm.words(words);
+        self
+    }
+
     /// Goes on in a mode, with these bits in `mstatus` beside MPP; clobbers `t0`.
     pub fn enter(&mut self, mode: Mode, status: u64) -> &mut Directed {
         self.enter_at(mode, status, 0)
