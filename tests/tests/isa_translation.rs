@@ -308,11 +308,12 @@ fn mprv_lends_the_translation_of_mpp_to_data() {
         (Mode::User, ALL, true),
     ] {
         let mapped = Mapped { mode: Mode::Machine, ..Mapped::page(Sv39, leaf(FRAME, bits)) };
-        let lend = |on: u64| {
-            let status = MPRV * on | (mpp as u64) << 11;
+        let lend = |on: bool| {
+            let lent = if on { MPRV } else { 0 };
+            let status = lent | (mpp as u64) << 11;
             [addi(T0, ZERO, (status >> 11) as i32), slli(T0, T0, 11), csrrw(ZERO, MSTATUS, T0)]
         };
-        let [on, off] = [lend(1), lend(0)];
+        let [on, off] = [lend(true), lend(false)];
         let ended = mapped.run(&[on[0], on[1], on[2], LOAD, off[0], off[1], off[2]]);
         let found = (ended.trap().cause, ended.trap().tval);
         assert_eq!(found, if fault { (LOAD_FAULT, Sv39.page() + 8) } else { (11, 0) }, "{mpp:?} {bits:#x}");

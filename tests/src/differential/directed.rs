@@ -27,6 +27,7 @@ pub struct Directed {
     pub asm: Assembler,
     finish: Label,
     memory: Vec<(u64, Vec<u8>)>,
+    lines: u64,
 }
 
 /// What the first trap was.
@@ -81,11 +82,17 @@ impl Directed {
             asm.address_of(T0, label);
             asm.word(csrrw(ZERO, number, T0));
         }
-        let mut directed = Directed { asm, finish, memory: Vec::new() };
+        let mut directed = Directed { asm, finish, memory: Vec::new(), lines: 0 };
         directed.set(PMPADDR0, u64::MAX >> 10);
         directed.set(PMPCFG0, 0x1f);
         directed.set(MSTATUS, STATUS_FS);
         directed
+    }
+
+    /// Has these interrupts pending from the outside, throughout: bits of `mip`.
+    pub fn lines(&mut self, lines: u64) -> &mut Directed {
+        self.lines = lines;
+        self
     }
 
     /// Puts bytes in memory.
@@ -150,8 +157,10 @@ impl Directed {
         let mut memory = self.memory.clone();
         memory.push((layout::CODE, asm.finish()));
         let mut subject = Subject::with_memory(&memory);
+        subject.raise(self.lines);
         assert_eq!(subject.run(Cut::Whole, LIMIT), End::PowerOff, "at {:#x}", subject.state().pc);
         let mut cut = Subject::with_memory(&memory);
+        cut.raise(self.lines);
         while cut.step() {}
         assert_eq!(cut.state(), subject.state(), "one instruction at a time");
         let state = subject.state();

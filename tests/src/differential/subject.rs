@@ -15,11 +15,13 @@ struct Board {
     software_interrupt: bool,
     /// `mtimecmp`.
     machine_timer: u64,
+    /// Raised from outside, for good: bits of `mip`.
+    lines: u64,
 }
 
 impl Board {
     fn new(ram: Ram) -> Board {
-        Board { ram, is_off: false, software_interrupt: false, machine_timer: u64::MAX }
+        Board { ram, is_off: false, software_interrupt: false, machine_timer: u64::MAX, lines: 0 }
     }
 }
 
@@ -62,7 +64,7 @@ impl Bus for Board {
     fn interrupt_lines(&self, _hart: usize) -> u64 {
         // Timers are in the past or at the end of time: see the class of interrupts.
         let is_timer_due = self.machine_timer == 0;
-        u64::from(self.software_interrupt) << 3 | u64::from(is_timer_due) << 7
+        self.lines | u64::from(self.software_interrupt) << 3 | u64::from(is_timer_due) << 7
     }
 
     fn wants_exit(&self) -> bool {
@@ -119,6 +121,11 @@ impl Subject {
         let mut hart = Hart::new(0, HartOptions::default());
         hart.start_machine(layout::CODE, 0, 0);
         Subject { hart, board: Board::new(ram), icount: 0 }
+    }
+
+    /// Raises these interrupts from outside, for good: bits of `mip`.
+    pub fn raise(&mut self, lines: u64) {
+        self.board.lines = lines;
     }
 
     /// Runs until power-off, or until `limit` instructions have retired.
