@@ -9,6 +9,7 @@
 //! can do it again at any time.
 
 use std::io::Read;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use elf::ElfBytes;
@@ -107,17 +108,43 @@ pub struct ToHost {
 #[derive(Debug, Clone)]
 struct Piece {
     address: u64,
-    bytes: PieceBytes,
+    len: u64,
     zeros: u64,
+    /// Shared with an [`ImagePacker`], which changes their form and nothing else.
+    bytes: Arc<Mutex<PieceBytes>>,
 }
 
-/// What a reset must be able to load again. A large image is kept compressed: it is memory
+/// Packs the images of a plan, at any time and on any thread. What is loaded stays the same.
+#[derive(Debug)]
+pub struct ImagePacker(Vec<Arc<Mutex<PieceBytes>>>);
+
+impl ImagePacker {
+    /// Takes some 80 ms for a Linux kernel, and gives back three quarters of its memory.
+    pub fn pack(self) {
+        for bytes in self.0 {
+            let plain = match &*locked(&bytes) {
+                PieceBytes::Plain(plain) if plain.len() >= PACK_FROM_BYTES => plain.clone(),
+                PieceBytes::Plain(_) | PieceBytes::Packed(_) => continue,
+            };
+            if let Ok(packed) = zstd::bulk::compress(&plain, 1) {
+                *locked(&bytes) = PieceBytes::Packed(packed);
+            }
+        }
+    }
+}
+
+fn locked(bytes: &Mutex<PieceBytes>) -> MutexGuard<'_, PieceBytes> {
+    // Both forms are whole at any moment.
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a reset must be able to load again. A large image is compressed by and by: it is memory
 /// that the guest does not have.
 #[derive(Debug, Clone)]
 enum PieceBytes {
     Plain(Bytes),
-    /// One zstd frame, and how many bytes it holds.
-    Packed(Vec<u8>, u64),
+    /// One zstd frame.
+    Packed(Vec<u8>),
 }
 
 /// Images smaller than this are kept as they are.
@@ -127,45 +154,30 @@ const UNPACK_BYTES: usize = 64 << 10;
 
 impl Piece {
     fn new(address: u64, bytes: Bytes, zeros: u64) -> Piece {
-        Piece { address, bytes: PieceBytes::Plain(bytes), zeros }
-    }
-
-    fn len(&self) -> u64 {
-        match &self.bytes {
-            PieceBytes::Plain(bytes) => bytes.len() as u64,
-            PieceBytes::Packed(_, len) => *len,
-        }
+        let len = bytes.len() as u64;
+        Piece { address, len, zeros, bytes: Arc::new(Mutex::new(PieceBytes::Plain(bytes))) }
     }
 
     fn end(&self) -> Option<u64> {
-        self.address.checked_add(self.len())?.checked_add(self.zeros)
-    }
-
-    fn pack(&mut self) {
-        let PieceBytes::Plain(plain) = &self.bytes else { return };
-        if plain.len() >= PACK_FROM_BYTES
-            && let Ok(packed) = zstd::bulk::compress(plain, 1)
-        {
-            self.bytes = PieceBytes::Packed(packed, plain.len() as u64);
-        }
+        self.address.checked_add(self.len)?.checked_add(self.zeros)
     }
 
     fn load(&self, ram: &mut Ram) {
-        match &self.bytes {
+        match &*locked(&self.bytes) {
             PieceBytes::Plain(bytes) => ram.write(self.address, bytes).expect("the plan lies in RAM"),
-            PieceBytes::Packed(packed, len) => {
+            PieceBytes::Packed(packed) => {
                 let mut frame = zstd::Decoder::with_buffer(&packed[..]).expect("a decoder needs only memory");
                 let mut buffer = vec![0; UNPACK_BYTES];
                 let mut done = 0;
-                while done < *len {
-                    let chunk = &mut buffer[..UNPACK_BYTES.min((len - done) as usize)];
+                while done < self.len {
+                    let chunk = &mut buffer[..UNPACK_BYTES.min((self.len - done) as usize)];
                     frame.read_exact(chunk).expect("this process packed it");
                     ram.write(self.address + done, chunk).expect("the plan lies in RAM");
                     done += chunk.len() as u64;
                 }
             }
         }
-        zero(ram, self.address + self.len(), self.zeros);
+        zero(ram, self.address + self.len, self.zeros);
     }
 }
 
@@ -198,8 +210,12 @@ impl BootPlan {
         if let Some(initrd) = &images.initrd {
             plan.place_initrd(initrd)?;
         }
-        plan.pieces.iter_mut().for_each(Piece::pack);
         Ok(plan)
+    }
+
+    /// Packs the images where they are kept for a reset.
+    pub fn packer(&self) -> ImagePacker {
+        ImagePacker(self.pieces.iter().map(|piece| Arc::clone(&piece.bytes)).collect())
     }
 
     /// Puts everything into memory.

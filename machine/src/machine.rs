@@ -7,7 +7,7 @@ use log_format::{
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::board::{Board, Devices};
-use crate::boot::BootPlan;
+use crate::boot::{BootPlan, ImagePacker};
 use crate::clock::Clock;
 use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
 use crate::contract::{Exit, Machine, RestoreError};
@@ -83,6 +83,12 @@ impl RiscvMachine {
     /// What the host failed at, after [`Exit::HostFault`].
     pub fn host_fault(&self) -> Option<&str> {
         self.board.host_fault.as_ref().map(|fault| fault.message.as_str())
+    }
+
+    /// Packs the boot images, which are kept for a reset: their memory is given back. On any
+    /// thread, at any time; the machine stays the same.
+    pub fn image_packer(&self) -> ImagePacker {
+        self.plan.packer()
     }
 
     /// The configuration.

@@ -4,6 +4,7 @@ mod batcher;
 mod core;
 pub mod driver;
 mod recorder;
+mod snapshot;
 mod vcpu;
 
 pub use batcher::Batcher;
@@ -12,4 +13,5 @@ pub use core::{
     PrimaryEvent,
 };
 pub use recorder::{CheckpointBegun, Recorded, Recorder, RecorderConfig, Step};
+pub use snapshot::{Advance, Begun, Snapshot, SnapshotOrder, Taken};
 pub use vcpu::{FromMachine, Vcpu};

@@ -190,6 +190,18 @@ impl<M: Machine> Recorder<M> {
         Self::with_clock(machine, config, events_before, GuestClock { offset_ns })
     }
 
+    /// Goes live with a machine that stood still for `away_ns`: its guest time jumps by as much,
+    /// which is recorded.
+    pub fn resume(machine: M, config: RecorderConfig, events_before: u64, away_ns: u64, now_ns: u64) -> Self {
+        let time_ns = machine.moment().time_ns.saturating_add(away_ns);
+        let clock = GuestClock::anchored(time_ns, now_ns);
+        let mut recorder = Self::with_clock(machine, config, events_before, clock);
+        if away_ns > 0 {
+            recorder.inject(Event::ClockAdvance { delta_ns: away_ns });
+        }
+        recorder
+    }
+
     fn with_clock(machine: M, config: RecorderConfig, events_before: u64, clock: GuestClock) -> Self {
         let here = machine.moment();
         Recorder {

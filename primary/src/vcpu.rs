@@ -8,6 +8,7 @@ use machine::Machine;
 
 use crate::core::MachineRequest;
 use crate::recorder::{CheckpointBegun, Recorded, Recorder, Step};
+use crate::snapshot::{Advance, Snapshot, SnapshotOrder};
 
 /// Inputs kept while the guest is held.
 const WAITING_INPUTS: usize = 256;
@@ -54,6 +55,11 @@ pub enum FromMachine {
 pub struct Vcpu<M> {
     recorder: Recorder<M>,
     checkpoint: Option<u64>,
+    /// For somebody outside. While it is under way, the core's own checkpoint waits.
+    snapshot: Option<Snapshot>,
+    deferred: Option<u64>,
+    /// The guest stands still at a snapshot.
+    held: bool,
     braked: bool,
     /// Inputs that came while the guest was held.
     waiting: VecDeque<Event>,
@@ -67,6 +73,9 @@ impl<M: Machine> Vcpu<M> {
         Vcpu {
             recorder,
             checkpoint: None,
+            snapshot: None,
+            deferred: None,
+            held: false,
             braked: false,
             waiting: VecDeque::new(),
             end_told: false,
@@ -77,7 +86,7 @@ impl<M: Machine> Vcpu<M> {
     /// An input for the guest. While the guest is held, inputs wait, and more than a network
     /// card's ring of them are dropped.
     pub fn handle_input(&mut self, event: Event, now_ns: u64) {
-        if !self.braked {
+        if !self.braked && !self.held {
             self.recorder.handle_input(event, now_ns);
         } else if self.waiting.len() < WAITING_INPUTS {
             self.waiting.push_back(event);
@@ -87,10 +96,16 @@ impl<M: Machine> Vcpu<M> {
     /// The core wants something.
     pub fn handle_request(&mut self, request: MachineRequest, now_ns: u64) {
         match request {
+            MachineRequest::BeginCheckpoint { checkpoint } if self.snapshot.is_some() => {
+                self.deferred = Some(checkpoint);
+            }
             MachineRequest::BeginCheckpoint { checkpoint } => {
                 self.checkpoint = Some(checkpoint);
                 let begun = Box::new(self.recorder.begin_checkpoint(now_ns));
                 self.told.push_back(FromMachine::CheckpointBegun { checkpoint, begun });
+            }
+            MachineRequest::CancelCheckpoint { checkpoint } if self.deferred == Some(checkpoint) => {
+                self.deferred = None;
             }
             MachineRequest::TakePages { checkpoint, limit } if self.checkpoint == Some(checkpoint) => {
                 let part = self.recorder.take_checkpoint_pages(limit);
@@ -107,10 +122,56 @@ impl<M: Machine> Vcpu<M> {
         }
     }
 
+    /// Begins a snapshot for somebody outside. The order is dropped, which its other end
+    /// sees, while another checkpoint is under way.
+    ///
+    /// Whether it was begun.
+    pub fn handle_snapshot(&mut self, order: SnapshotOrder, now_ns: u64) -> bool {
+        if self.checkpoint.is_some() || self.snapshot.is_some() {
+            return false;
+        }
+        self.held = order.hold;
+        let (snapshot, before) = Snapshot::begin(&mut self.recorder, order, now_ns);
+        self.told.push_back(FromMachine::Recorded(before));
+        self.snapshot = Some(snapshot);
+        true
+    }
+
+    /// Lets a guest go on that stands still at a snapshot.
+    pub fn release(&mut self, now_ns: u64) {
+        self.held = false;
+        self.inject_waiting(now_ns);
+    }
+
+    /// Adds what only the driver knows of a snapshot that was begun just now.
+    pub fn note_snapshot(&mut self, unix_ns: u64, pause_ns: u64) {
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.note(unix_ns, pause_ns);
+        }
+    }
+
+    /// Takes a bite of the snapshot under way; [`Advance::Done`] where there is none.
+    pub fn advance_snapshot(&mut self, now_ns: u64) -> Advance {
+        let Some(snapshot) = &mut self.snapshot else { return Advance::Done };
+        let advance = snapshot.advance(&mut self.recorder);
+        if advance == Advance::Done {
+            self.snapshot = None;
+            if let Some(checkpoint) = self.deferred.take() {
+                self.handle_request(MachineRequest::BeginCheckpoint { checkpoint }, now_ns);
+            }
+        }
+        advance
+    }
+
     /// Holds the guest, or lets it go on.
     pub fn brake(&mut self, braked: bool, now_ns: u64) {
         self.braked = braked;
+        self.inject_waiting(now_ns);
+    }
+
+    fn inject_waiting(&mut self, now_ns: u64) {
         while !self.braked
+            && !self.held
             && let Some(event) = self.waiting.pop_front()
         {
             self.recorder.handle_input(event, now_ns);
@@ -120,7 +181,7 @@ impl<M: Machine> Vcpu<M> {
     /// Runs one slice, unless there is a reason not to. [`Step::Stalled`] waits for a request
     /// or for the brake.
     pub fn turn(&mut self, now_ns: u64) -> Step {
-        let step = match self.braked {
+        let step = match self.braked || self.held {
             true => Step::Stalled,
             false => self.recorder.step(now_ns),
         };
@@ -151,7 +212,7 @@ impl<M: Machine> Vcpu<M> {
         now_ns: u64,
         keep: impl FnOnce(CheckpointHead, &mut dyn FnMut() -> CheckpointPart) -> T,
     ) -> Option<T> {
-        if self.checkpoint.is_some() {
+        if self.checkpoint.is_some() || self.snapshot.is_some() {
             return None;
         }
         let begun = self.recorder.begin_checkpoint(now_ns);

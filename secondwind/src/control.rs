@@ -1,5 +1,6 @@
-//! The control socket of an agent: `secondwind status` and `secondwind takeover` talk to a
-//! running primary or backup through it. One line of JSON each way.
+//! The control socket of an agent: `secondwind status`, `takeover`, `stop` and `checkpoint` talk to
+//! a running machine through it. One line of JSON each way; a checkpoint's answer may have
+//! lines of progress before it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -12,8 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
+use crate::checkpoint::CheckpointRequest;
+
 /// What an agent can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Its present state.
@@ -24,12 +27,26 @@ pub enum Request {
     Stop,
     /// Presses the guest's power button.
     PowerButton,
+    /// Writes the machine's state to a file.
+    Checkpoint(CheckpointRequest),
+}
+
+/// What an agent is told to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Nothing more is answered than that it was accepted.
+    Simple(Request),
+    /// Each line of the answer is sent when there is something to say; the one who asked has
+    /// gone away when the channel is closed.
+    Checkpoint(CheckpointRequest, mpsc::UnboundedSender<serde_json::Value>),
 }
 
 /// Longest request that is read.
-const REQUEST_LIMIT_BYTES: u64 = 4096;
+const REQUEST_LIMIT_BYTES: u64 = 64 << 10;
 /// How long `secondwind status` waits for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long `secondwind checkpoint` waits for a sign of progress.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The folder that holds the control sockets of this user's agents.
 pub fn runtime_folder() -> PathBuf {
@@ -75,17 +92,17 @@ impl ControlServer {
     }
 
     /// Answers requests until dropped: `Status` from `status`, everything else by passing it
-    /// on to `commands`.
-    pub async fn serve(self, status: watch::Receiver<serde_json::Value>, commands: mpsc::Sender<Request>) {
+    /// on to `orders`.
+    pub async fn serve(self, status: watch::Receiver<serde_json::Value>, orders: mpsc::Sender<Order>) {
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             };
-            let (status, commands) = (status.clone(), commands.clone());
+            let (status, orders) = (status.clone(), orders.clone());
             tokio::spawn(async move {
                 // A client that goes away half-way is its own affair.
-                let _ = tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, status, commands)).await;
+                let _ = answer(stream, status, orders).await;
             });
         }
     }
@@ -100,33 +117,96 @@ impl Drop for ControlServer {
 async fn answer(
     mut stream: tokio::net::UnixStream,
     status: watch::Receiver<serde_json::Value>,
-    commands: mpsc::Sender<Request>,
+    orders: mpsc::Sender<Order>,
 ) -> std::io::Result<()> {
     let (reading, mut writing) = stream.split();
+    let mut reading = tokio::io::BufReader::new(reading.take(REQUEST_LIMIT_BYTES));
     let mut line = String::new();
-    tokio::io::BufReader::new(reading.take(REQUEST_LIMIT_BYTES)).read_line(&mut line).await?;
+    tokio::time::timeout(ANSWER_TIMEOUT, reading.read_line(&mut line)).await??;
     let reply = match serde_json::from_str::<Request>(line.trim()) {
         Ok(Request::Status) => status.borrow().clone(),
-        Ok(request) => match commands.try_send(request) {
+        Ok(Request::Checkpoint(request)) => {
+            let (lines, mut replies) = mpsc::unbounded_channel();
+            if orders.try_send(Order::Checkpoint(request, lines)).is_err() {
+                busy()
+            } else {
+                return pass_on(&mut reading, &mut writing, &mut replies).await;
+            }
+        }
+        Ok(request) => match orders.try_send(Order::Simple(request.clone())) {
             Ok(()) => serde_json::json!({ "accepted": request }),
-            Err(_) => serde_json::json!({ "error": "the agent is busy or ending; try again" }),
+            Err(_) => busy(),
         },
         Err(error) => serde_json::json!({ "error": format!("not a request: {error}") }),
     };
     writing.write_all(format!("{reply}\n").as_bytes()).await
 }
 
+fn busy() -> serde_json::Value {
+    serde_json::json!({ "error": "the agent is busy or ending; try again" })
+}
+
+/// Passes lines on until the last one, or until the client is gone.
+async fn pass_on(
+    reading: &mut (impl tokio::io::AsyncRead + Unpin),
+    writing: &mut (impl tokio::io::AsyncWrite + Unpin),
+    replies: &mut mpsc::UnboundedReceiver<serde_json::Value>,
+) -> std::io::Result<()> {
+    let mut byte = [0];
+    loop {
+        tokio::select! {
+            // A client that has asked says nothing more: it can only go away.
+            _ = reading.read(&mut byte) => return Ok(()),
+            reply = replies.recv() => match reply {
+                Some(reply) => writing.write_all(format!("{reply}\n").as_bytes()).await?,
+                None => return Ok(()),
+            },
+        }
+    }
+}
+
 /// Asks the agent at `path`.
 pub fn ask(path: &Path, request: Request) -> Result<serde_json::Value> {
-    let mut stream = UnixStream::connect(path).with_context(|| {
-        format!("no agent answers at {}; start one, or name its socket with --control", path.display())
-    })?;
+    let mut stream = connect(path)?;
     stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
     stream.write_all(format!("{}\n", serde_json::to_string(&request)?).as_bytes())?;
+    read_reply(&mut BufReader::new(stream), path)
+}
+
+/// Asks the agent at `path` for a checkpoint, and waits as long as it makes progress, which
+/// is given to `progress` now and then.
+pub fn ask_checkpoint(
+    path: &Path,
+    request: CheckpointRequest,
+    mut progress: impl FnMut(&serde_json::Value),
+) -> Result<serde_json::Value> {
+    let mut stream = connect(path)?;
+    stream.set_read_timeout(Some(CHECKPOINT_TIMEOUT))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(&Request::Checkpoint(request))?).as_bytes())?;
+    let mut stream = BufReader::new(stream);
+    loop {
+        let reply = read_reply(&mut stream, path)?;
+        match reply.get("progress") {
+            Some(done) => progress(done),
+            None => return Ok(reply),
+        }
+    }
+}
+
+fn connect(path: &Path) -> Result<UnixStream> {
+    UnixStream::connect(path).with_context(|| {
+        format!("no agent answers at {}; start one, or name its socket with --control", path.display())
+    })
+}
+
+fn read_reply(stream: &mut BufReader<UnixStream>, path: &Path) -> Result<serde_json::Value> {
     let mut line = String::new();
-    BufReader::new(stream)
+    stream
         .read_line(&mut line)
         .with_context(|| format!("the agent at {} does not answer; it may be stopped", path.display()))?;
+    if line.is_empty() {
+        bail!("the agent at {} ended before it answered", path.display());
+    }
     let reply: serde_json::Value = serde_json::from_str(&line).with_context(|| {
         format!("the agent at {} gave no JSON; is it a secondwind agent?", path.display())
     })?;
@@ -134,6 +214,38 @@ pub fn ask(path: &Path, request: Request) -> Result<serde_json::Value> {
         bail!("{error}");
     }
     Ok(reply)
+}
+
+/// The socket that `word` names: a path, or the name of a machine of which one agent runs here.
+/// Without a word, the only one in the runtime folder.
+pub fn find_socket(word: Option<&Path>) -> Result<PathBuf> {
+    let name = match word {
+        Some(path) if path.components().count() > 1 || path.extension().is_some_and(|end| end == "sock") => {
+            return Ok(path.to_owned());
+        }
+        word => word.map(|word| word.display().to_string()),
+    };
+    let is_of = |socket: &PathBuf| {
+        let stem = socket.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        name.as_ref().is_none_or(|name| {
+            stem == *name || stem.strip_prefix(name.as_str()).is_some_and(|node| node.starts_with('-'))
+        })
+    };
+    let found: Vec<PathBuf> = known_sockets().into_iter().filter(is_of).collect();
+    let alive = |socket: &&PathBuf| UnixStream::connect(socket).is_ok();
+    match (found.iter().filter(alive).collect::<Vec<_>>().as_slice(), name) {
+        ([only], _) => Ok((*only).clone()),
+        ([], Some(name)) => {
+            bail!("no machine called {name} of this user runs on this host; see secondwind status")
+        }
+        ([], None) => {
+            bail!("no machine of this user runs on this host; start one, or name its control socket")
+        }
+        (several, _) => {
+            let sockets: Vec<String> = several.iter().map(|socket| socket.display().to_string()).collect();
+            bail!("{} machines fit; name one of their control sockets: {}", several.len(), sockets.join(", "))
+        }
+    }
 }
 
 /// The sockets of agents in the runtime folder, sorted by name.
@@ -167,7 +279,7 @@ mod tests {
         assert_eq!(reply["role"], "primary");
         let asked = path.clone();
         tokio::task::spawn_blocking(move || ask(&asked, Request::Takeover)).await.unwrap().unwrap();
-        assert_eq!(received.recv().await, Some(Request::Takeover));
+        assert!(matches!(received.recv().await, Some(Order::Simple(Request::Takeover))));
 
         assert!(ControlServer::bind(&path).is_err(), "the socket of a living agent is not taken");
         task.abort();

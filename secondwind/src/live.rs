@@ -1,17 +1,21 @@
 //! `secondwind run` and `secondwind record`: a machine live on this host, unprotected.
 
+mod control;
+pub mod log;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
-use log_format::{ChainHash, Event, LoggedOutput, Output, Position, SegmentHeader};
+use link::clock::monotonic_ns;
+use log_format::{Event, LoggedOutput, Output, SegmentHeader};
 use machine::{Machine, RiscvMachine};
 use netbuf::{PortId, PortSender, VmId};
-use primary::{Batcher, Recorded, Recorder, RecorderConfig, Step};
+use primary::{Advance, Recorded, Recorder, RecorderConfig, Snapshot, SnapshotOrder, Step};
 use serde_json::json;
 use store::{LogOptions, LogWriter};
 
@@ -19,7 +23,10 @@ use crate::bare::{self, BareArgs};
 use crate::console::{Console, Keys};
 use crate::disk::{DiskMode, DiskSpec};
 use crate::options::VmOptions;
+use crate::resume::{self, Origin, Resumption};
 use crate::vm::Vm;
+use control::LiveControl;
+use log::{NewLog, Recording};
 
 /// Runs a machine on this host, unprotected.
 ///
@@ -66,8 +73,16 @@ pub struct RecordArgs {
     no_digests: bool,
 }
 
+/// What `run`, `record` and `restore` have in common.
 #[derive(clap::Args)]
 pub struct LiveArgs {
+    /// Name of the machine, for secondwind status and checkpoint [default: vm]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Socket on which `secondwind status` and `checkpoint` reach the machine
+    /// [default: in the runtime folder, by name]
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
     /// End the machine after this many seconds
     #[arg(long = "for", value_name = "SECONDS")]
     pub seconds: Option<f64>,
@@ -77,46 +92,86 @@ pub struct LiveArgs {
 }
 
 /// What the machine's thread is told.
-enum Input {
+pub enum Input {
+    /// An input for the guest.
     Event(Event),
+    /// The machine's state is wanted outside.
+    Snapshot(SnapshotOrder),
+    /// A guest that stands still at a snapshot goes on.
+    Release,
+    /// End.
     Stop,
 }
 
-/// Recorded stretches that wait for the disk before the machine waits for them.
-const WAITING_STRETCHES: usize = 1024;
-/// A batch is closed at this size, or when its oldest stretch is this old.
-const BATCH_BYTES: u64 = 64 << 10;
-const BATCH_AGE_NS: u64 = 500_000_000;
+/// A machine about to go live.
+pub struct Start {
+    /// What it is made of.
+    pub vm: Vm,
+    /// Its name.
+    pub name: String,
+    /// The command that runs it.
+    pub role: &'static str,
+    /// How its disks are written to.
+    pub disks: DiskMode,
+    /// The machine.
+    pub machine: RiscvMachine,
+    /// Whether it boots or goes on.
+    pub origin: Origin,
+    /// Events before, since boot.
+    pub events_before: u64,
+    /// Its log, if it is recorded.
+    pub log: Option<NewLog>,
+}
+
 /// Recorded stretches without outputs are handed to the log this often.
 const HAND_ON_INTERVAL_NS: u64 = 50_000_000;
 /// The name of a machine that has no other.
-const NAME: &str = "vm";
+pub const NAME: &str = "vm";
+/// A snapshot's taker that is behind gets this long to catch up.
+const TAKER_BEHIND_NS: u64 = 500_000;
+/// How often what `secondwind status` shows is brought up to date.
+const STATUS_INTERVAL_NS: u64 = 50_000_000;
 
 /// Runs `secondwind run`.
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     if args.bare.are_given() {
         return bare::run(&args.bare, &args.vm, &args.live, NAME);
     }
-    let vm = Vm::from_options(&args.vm, NAME)?;
+    let name = args.live.name.clone().unwrap_or_else(|| NAME.to_owned());
+    let vm = Vm::from_options(&args.vm, &name)?;
     let machine = vm.build(DiskMode::Direct)?;
-    go_live(&vm, machine, None, recorder_config(false), &args.live)
+    let disks = DiskMode::Direct;
+    let origin = Origin::Boot;
+    let start = Start { vm, name, role: "run", disks, machine, origin, events_before: 0, log: None };
+    go_live(start, recorder_config(false), &args.live)
 }
 
 /// Runs `secondwind record`.
 pub fn record(args: RecordArgs) -> Result<ExitCode> {
-    let vm = Vm::from_options(&args.vm, NAME)?;
-    let machine = vm.build(DiskMode::Overlay)?;
-    let writer = begin_recording(&args.dir, &vm, &machine)?;
-    go_live(&vm, machine, Some(writer), recorder_config(!args.no_digests), &args.live)
+    let name = args.live.name.clone().unwrap_or_else(|| NAME.to_owned());
+    let vm = Vm::from_options(&args.vm, &name)?;
+    let disks = DiskMode::Overlay;
+    let machine = vm.build(disks)?;
+    let header = SegmentHeader::at_boot(name.clone(), machine.identity(), 0, vm.recipe()?);
+    let log = Some(begin_recording(&args.dir, &vm, header, 0, |_| Ok(()))?);
+    let origin = Origin::Boot;
+    let start = Start { vm, name, role: "record", disks, machine, origin, events_before: 0, log };
+    go_live(start, recorder_config(!args.no_digests), &args.live)
 }
 
-fn begin_recording(dir: &Path, vm: &Vm, machine: &RiscvMachine) -> Result<LogWriter> {
+/// Makes the folder of a recording: its log, the boot images, and what `more` adds.
+pub fn begin_recording(
+    dir: &Path,
+    vm: &Vm,
+    header: SegmentHeader,
+    outputs_before: u64,
+    more: impl FnOnce(&Path) -> Result<()>,
+) -> Result<NewLog> {
     let is_new = !dir.exists();
-    let header = |boot| SegmentHeader::at_boot(NAME.to_owned(), machine.identity(), 0, boot);
+    let (position, chain) = (header.position, header.chain);
     // The log first: it refuses a folder that holds one, before any image is overwritten.
-    let recipe = vm.recipe()?;
-    let writer = LogWriter::create(dir, header(recipe), LogOptions::default())?;
-    if let Err(error) = vm.save_images(dir) {
+    let writer = LogWriter::create(dir, header, LogOptions::default())?;
+    if let Err(error) = vm.save_images(dir).and_then(|()| more(dir)) {
         drop(writer);
         if is_new {
             // Nothing half-done stays behind; the error says why.
@@ -124,37 +179,49 @@ fn begin_recording(dir: &Path, vm: &Vm, machine: &RiscvMachine) -> Result<LogWri
         }
         return Err(error);
     }
-    Ok(writer)
+    Ok(NewLog { writer, position, chain, outputs_before })
 }
 
-fn go_live(
-    vm: &Vm,
-    machine: RiscvMachine,
-    writer: Option<LogWriter>,
-    config: RecorderConfig,
-    args: &LiveArgs,
-) -> Result<ExitCode> {
+/// Runs a machine live, to its end.
+pub fn go_live(start: Start, config: RecorderConfig, args: &LiveArgs) -> Result<ExitCode> {
+    let Start { vm, name, role, disks, machine, .. } = start;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (inputs, received) = channel();
-    let ports = runtime.block_on(open_ports(vm, &inputs))?;
+    let ports = runtime.block_on(open_ports(&vm, &name, &inputs))?;
+    let control = LiveControl::open(&runtime, args.control.as_deref(), &vm, &name, role, disks, &inputs)?;
     let console = Console::open();
     read_keys(&console, &inputs)?;
     stop_on_signal(&runtime, &inputs)?;
 
-    let identity = machine.identity();
-    let recording =
-        writer.map(|writer| Recording::start(writer, ChainHash::genesis(&identity))).transpose()?;
-    let (disks, console_out) = (vm.disks.clone(), std::io::stdout());
-    let mut live = Live { ports, recording, config, disks, console_out, epoch: Instant::now() };
-    let cpu_before_s = cpu_seconds();
-    let ended = live.run(machine, &received, args.seconds)?;
-    let wall_s = live.epoch.elapsed().as_secs_f64();
+    let recording = start.log.map(Recording::start).transpose()?;
+    let seed = crate::vm::entropy_seed()?;
+    // Guest time begins where the wall clock is read, with nothing between.
+    let Resumption { unix_ns, away_ns } = start.origin.resume_at(crate::vm::unix_ns());
+    let now_ns = monotonic_ns();
+    let mut recorder = Recorder::resume(machine, config, start.events_before, away_ns, now_ns);
+    for event in resume::first_events(unix_ns, seed) {
+        recorder.handle_input(event, now_ns);
+    }
+    let mut live = Live {
+        ports,
+        recording,
+        disks: vm.disks.clone(),
+        console_out: std::io::stdout(),
+        control,
+        snapshot: None,
+        held: false,
+        told_at_ns: 0,
+    };
+    let (cpu_before_s, first_instruction_s) = (cpu_seconds(), crate::process_age().as_secs_f64());
+    let ended = live.run(recorder, &received, args.seconds)?;
+    let wall_s = monotonic_ns().saturating_sub(now_ns) as f64 / 1e9;
     drop(console);
     let log_bytes = live.recording.take().map(Recording::finish).transpose()?;
     if let Some(path) = &args.report {
         let report = json!({
             "instructions": ended.instructions, "guest_ns": ended.guest_ns, "wall_s": wall_s,
             "cpu_s": cpu_seconds() - cpu_before_s, "guest_exit": ended.code, "log_bytes": log_bytes,
+            "first_instruction_s": first_instruction_s, "away_ns": away_ns,
         });
         std::fs::write(path, format!("{report}\n"))
             .with_context(|| format!("cannot write the report to {}", path.display()))?;
@@ -162,11 +229,11 @@ fn go_live(
     Ok(ended.code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code.min(255) as u8)))
 }
 
-async fn open_ports(vm: &Vm, inputs: &Sender<Input>) -> Result<Vec<PortSender>> {
+async fn open_ports(vm: &Vm, name: &str, inputs: &Sender<Input>) -> Result<Vec<PortSender>> {
     let mut senders = Vec::new();
     for (port, spec) in vm.nets.iter().enumerate() {
         let number = u8::try_from(port).context("too many network ports")?;
-        let handle = netbuf::port::open(spec, PortId { vm: VmId::from_name(NAME), port: number }, 1).await?;
+        let handle = netbuf::port::open(spec, PortId { vm: VmId::from_name(name), port: number }, 1).await?;
         let (sender, mut incoming) = handle.split();
         sender.set_live(true)?;
         senders.push(sender);
@@ -219,10 +286,14 @@ fn stop_on_signal(runtime: &tokio::runtime::Runtime, inputs: &Sender<Input>) -> 
 struct Live {
     ports: Vec<PortSender>,
     recording: Option<Recording>,
-    config: RecorderConfig,
     disks: Vec<DiskSpec>,
     console_out: std::io::Stdout,
-    epoch: Instant,
+    control: LiveControl,
+    snapshot: Option<Snapshot>,
+    /// The guest stands still at a snapshot, until it is released or stopped.
+    held: bool,
+    /// When the status was last brought up to date.
+    told_at_ns: u64,
 }
 
 /// How a run ended.
@@ -234,61 +305,114 @@ struct Ended {
 }
 
 impl Live {
-    fn now_ns(&self) -> u64 {
-        self.epoch.elapsed().as_nanos() as u64
-    }
-
     fn run(
         &mut self,
-        machine: RiscvMachine,
+        mut recorder: Recorder<RiscvMachine>,
         inputs: &Receiver<Input>,
         seconds: Option<f64>,
     ) -> Result<Ended> {
-        let seed = crate::vm::entropy_seed()?;
-        // Guest time begins where the wall clock is read, with nothing between.
-        let mut recorder = Recorder::new(machine, self.config, 0, self.now_ns());
-        recorder.handle_input(Event::WallClock { unix_ns: crate::vm::unix_ns() }, self.now_ns());
-        recorder.handle_input(Event::Entropy(seed), self.now_ns());
-        let end_ns = seconds.map(|seconds| (seconds.max(0.0) * 1e9) as u64);
+        let end_ns = seconds.map(|seconds| monotonic_ns() + (seconds.max(0.0) * 1e9) as u64);
         let code = loop {
-            let now_ns = self.now_ns();
+            let now_ns = monotonic_ns();
             if end_ns.is_some_and(|end_ns| now_ns >= end_ns) {
                 break None;
             }
-            match recorder.step(now_ns) {
-                Step::Continue | Step::Stalled => {
-                    let recorded = recorder.poll_recorded(now_ns);
-                    self.hand_on(recorded)?;
-                    if drain(&mut recorder, inputs, now_ns) {
-                        break None;
-                    }
-                }
-                Step::Sleep { until_ns } => {
-                    let recorded = recorder.take_recorded(now_ns);
-                    self.hand_on(recorded)?;
-                    let until_ns = [until_ns, end_ns].into_iter().flatten().min();
-                    match wait(inputs, until_ns.map(|until_ns| until_ns.saturating_sub(now_ns))) {
-                        Some(Input::Stop) => break None,
-                        Some(Input::Event(event)) => recorder.handle_input(event, self.now_ns()),
-                        None => {}
-                    }
-                }
+            let step = if self.held { Step::Stalled } else { recorder.step(now_ns) };
+            let (recorded, until_ns) = match step {
+                Step::Continue => (recorder.poll_recorded(now_ns), Some(now_ns)),
+                Step::Stalled => (recorder.take_recorded(now_ns), None),
+                Step::Sleep { until_ns } => (recorder.take_recorded(now_ns), until_ns),
                 Step::Halted { code } => break Some(code),
                 Step::HostFault { disk } => bail!(
                     "disk {disk} ({}) could not be read or written: {}; see to it and start again",
                     self.disks[usize::from(disk)].path.display(),
                     recorder.machine().host_fault().unwrap_or("the host does not say why"),
                 ),
+            };
+            self.hand_on(recorded)?;
+            self.tell_status(&recorder, now_ns);
+            let until_ns = match self.advance_snapshot(&mut recorder) {
+                Advance::More => Some(now_ns),
+                Advance::Waiting => Some(until_ns.unwrap_or(u64::MAX).min(now_ns + TAKER_BEHIND_NS)),
+                Advance::Done => until_ns,
+            };
+            let until_ns = [until_ns, end_ns].into_iter().flatten().min();
+            if !self.take_inputs(
+                &mut recorder,
+                inputs,
+                until_ns.map(|until_ns| until_ns.saturating_sub(now_ns)),
+            )? {
+                break None;
             }
         };
         if self.recording.is_some() {
             recorder.record_digest();
         }
-        let now_ns = self.now_ns();
-        let last = recorder.take_recorded(now_ns);
+        let last = recorder.take_recorded(monotonic_ns());
         self.hand_on(last)?;
         let moment = recorder.moment();
         Ok(Ended { instructions: moment.icount, guest_ns: moment.time_ns, code })
+    }
+
+    /// Waits for an input, at most for this long, and obeys all that have come. Whether to go on.
+    fn take_inputs(
+        &mut self,
+        recorder: &mut Recorder<RiscvMachine>,
+        inputs: &Receiver<Input>,
+        at_most_ns: Option<u64>,
+    ) -> Result<bool> {
+        let mut input = match at_most_ns {
+            Some(0) => inputs.try_recv().ok(),
+            Some(at_most_ns) => inputs.recv_timeout(Duration::from_nanos(at_most_ns)).ok(),
+            None => inputs.recv().ok(),
+        };
+        while let Some(next) = input {
+            let now_ns = monotonic_ns();
+            match next {
+                // A guest that stands still is about to end: what comes for it is lost with it.
+                Input::Event(_) if self.held => {}
+                Input::Event(event) => recorder.handle_input(event, now_ns),
+                Input::Snapshot(order) => self.begin_snapshot(recorder, order, now_ns)?,
+                Input::Release => self.held = false,
+                Input::Stop => return Ok(false),
+            }
+            input = inputs.try_recv().ok();
+        }
+        Ok(true)
+    }
+
+    fn begin_snapshot(
+        &mut self,
+        recorder: &mut Recorder<RiscvMachine>,
+        order: SnapshotOrder,
+        now_ns: u64,
+    ) -> Result<()> {
+        if self.snapshot.is_some() {
+            // The order is dropped, which its other end sees.
+            return Ok(());
+        }
+        self.held = order.hold;
+        let unix_ns = crate::vm::unix_ns();
+        let (mut snapshot, before) = Snapshot::begin(recorder, order, now_ns);
+        snapshot.note(unix_ns, monotonic_ns().saturating_sub(now_ns));
+        self.snapshot = Some(snapshot);
+        self.hand_on(Some(before))
+    }
+
+    fn advance_snapshot(&mut self, recorder: &mut Recorder<RiscvMachine>) -> Advance {
+        let Some(snapshot) = &mut self.snapshot else { return Advance::Done };
+        let advance = snapshot.advance(recorder);
+        if advance == Advance::Done {
+            self.snapshot = None;
+        }
+        advance
+    }
+
+    fn tell_status(&mut self, recorder: &Recorder<RiscvMachine>, now_ns: u64) {
+        if now_ns.saturating_sub(self.told_at_ns) >= STATUS_INTERVAL_NS || self.told_at_ns == 0 {
+            self.told_at_ns = now_ns;
+            self.control.tell(recorder.moment());
+        }
     }
 
     /// Sends outputs on their way, and the rest to the log.
@@ -318,81 +442,12 @@ impl Live {
 
 /// Nobody waits for the log of a recording: it is handed on in large pieces. A machine that
 /// is not recorded needs no digests.
-fn recorder_config(with_digests: bool) -> RecorderConfig {
+pub fn recorder_config(with_digests: bool) -> RecorderConfig {
     let recorded = RecorderConfig { hand_on_interval_ns: HAND_ON_INTERVAL_NS, ..RecorderConfig::default() };
     if with_digests {
         return recorded;
     }
     RecorderConfig { digest_interval_instructions: u64::MAX, digest_interval_ns: u64::MAX, ..recorded }
-}
-
-/// Injects what has come. Whether the machine is to stop.
-fn drain(recorder: &mut Recorder<RiscvMachine>, inputs: &Receiver<Input>, now_ns: u64) -> bool {
-    while let Ok(input) = inputs.try_recv() {
-        match input {
-            Input::Event(event) => recorder.handle_input(event, now_ns),
-            Input::Stop => return true,
-        }
-    }
-    false
-}
-
-fn wait(inputs: &Receiver<Input>, at_most_ns: Option<u64>) -> Option<Input> {
-    match at_most_ns {
-        None => inputs.recv().ok(),
-        Some(at_most_ns) => inputs.recv_timeout(Duration::from_nanos(at_most_ns)).ok(),
-    }
-}
-
-/// Writes the log on a thread of its own.
-struct Recording {
-    stretches: SyncSender<Recorded>,
-    writer: std::thread::JoinHandle<Result<u64>>,
-}
-
-impl Recording {
-    fn start(writer: LogWriter, chain: ChainHash) -> Result<Recording> {
-        let (stretches, received) = sync_channel(WAITING_STRETCHES);
-        let thread = std::thread::Builder::new().name("log".into());
-        let writer = thread.spawn(move || write_log(writer, chain, &received))?;
-        Ok(Recording { stretches, writer })
-    }
-
-    fn push(&self, recorded: Recorded) -> Result<()> {
-        // The writer ends early only with an error, which `finish` gives.
-        self.stretches.send(recorded).ok().context("the log could not be written")
-    }
-
-    /// Waits until all is on disk. Bytes of the log.
-    fn finish(self) -> Result<u64> {
-        drop(self.stretches);
-        self.writer.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the log's writer failed")))
-    }
-}
-
-fn write_log(mut writer: LogWriter, chain: ChainHash, stretches: &Receiver<Recorded>) -> Result<u64> {
-    let epoch = Instant::now();
-    let mut batcher = Batcher::new(Position::default(), chain, 0);
-    let mut bytes = 0;
-    let mut seal = |batcher: &mut Batcher, writer: &mut LogWriter| -> Result<()> {
-        let batch = batcher.seal(batcher.outputs());
-        bytes += batch.bytes().len() as u64;
-        Ok(writer.append(&batch)?)
-    };
-    while let Ok(recorded) = stretches.recv() {
-        let now_ns = epoch.elapsed().as_nanos() as u64;
-        batcher.push(recorded, now_ns);
-        let old =
-            batcher.opened_at_ns().is_some_and(|opened_ns| now_ns.saturating_sub(opened_ns) >= BATCH_AGE_NS);
-        if batcher.open_bytes() >= BATCH_BYTES || old {
-            seal(&mut batcher, &mut writer)?;
-        }
-    }
-    if !batcher.is_empty() {
-        seal(&mut batcher, &mut writer)?;
-    }
-    writer.finish()?;
-    Ok(bytes)
 }
 
 /// Processor time of this process so far.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod bare;
+mod checkpoint;
 mod console;
 mod control;
 mod debug;
@@ -20,12 +21,16 @@ mod log;
 mod options;
 mod recording;
 mod replay;
+mod restore;
+mod resume;
 mod status;
 mod switch;
 mod vm;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
@@ -37,7 +42,9 @@ Examples:
   secondwind drill                                    kill a host and watch the VM survive
   secondwind run --guest ledger --forward 7000:7000   run a guest, unprotected
   secondwind record /tmp/rec --guest ledger           record every input of a run ...
-  secondwind replay /tmp/rec                          ... and do it again, bit for bit")]
+  secondwind replay /tmp/rec                          ... and do it again, bit for bit
+  secondwind checkpoint vm.swc                        a running machine's state as a file ...
+  secondwind restore vm.swc                           ... and the machine goes on from it")]
 struct Cli {
     /// More messages: -v what happens, -vv why, -vvv everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -53,6 +60,8 @@ enum Command {
     Drill(drill::DrillArgs),
     Run(live::RunArgs),
     Record(live::RecordArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
+    Restore(restore::RestoreArgs),
     Replay(replay::ReplayArgs),
     Diff(diff::DiffArgs),
     Debug(debug::DebugArgs),
@@ -61,9 +70,17 @@ enum Command {
     Keygen(keygen::KeygenArgs),
     Status(status::StatusArgs),
     Takeover(status::TakeoverArgs),
+    Stop(status::StopArgs),
+}
+
+/// How long this process runs.
+fn process_age() -> Duration {
+    static STARTED: OnceLock<Instant> = OnceLock::new();
+    STARTED.get_or_init(Instant::now).elapsed()
 }
 
 fn main() -> ExitCode {
+    process_age();
     let cli = Cli::parse();
     trace_to_stderr(cli.verbose);
     let result = match cli.command {
@@ -72,6 +89,8 @@ fn main() -> ExitCode {
         Command::Drill(args) => drill::drill(args),
         Command::Run(args) => live::run(args),
         Command::Record(args) => live::record(args),
+        Command::Checkpoint(args) => checkpoint::checkpoint(&args).map(|()| ExitCode::SUCCESS),
+        Command::Restore(args) => restore::restore(&args),
         Command::Replay(args) => replay::replay(args),
         Command::Diff(args) => diff::diff(args),
         Command::Debug(args) => debug::debug(args),
@@ -80,6 +99,7 @@ fn main() -> ExitCode {
         Command::Keygen(args) => keygen::keygen(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::status(args).map(|()| ExitCode::SUCCESS),
         Command::Takeover(args) => status::takeover(args).map(|()| ExitCode::SUCCESS),
+        Command::Stop(args) => status::stop(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("secondwind: {}", one_line(&error));
@@ -88,7 +108,7 @@ fn main() -> ExitCode {
 }
 
 /// The error with its causes, which must not repeat each other, on one line.
-fn one_line(error: &anyhow::Error) -> String {
+pub fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
         if !line.contains(&cause) {

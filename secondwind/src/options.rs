@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::disk::DiskSpec;
 
 /// Parses `--disk`, whose path need not be UTF-8.
-fn disk_parser() -> impl clap::builder::TypedValueParser<Value = DiskSpec> {
+pub fn disk_parser() -> impl clap::builder::TypedValueParser<Value = DiskSpec> {
     use clap::builder::TypedValueParser;
     clap::builder::OsStringValueParser::new().try_map(|text| DiskSpec::parse(&text))
 }

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use backup::{Counted, Replayer};
+use log_format::checkpoint_file::Root;
+use log_format::{ChainHash, Position, SegmentHeader};
 use machine::{Machine, RiscvMachine};
 use store::LogReader;
+use store::checkpoint::{Chain, SecretKey, Trust};
 
 use crate::disk::DiskMode;
 use crate::vm::Vm;
@@ -14,10 +17,30 @@ use crate::vm::Vm;
 pub struct Recording {
     /// Its folder.
     pub dir: PathBuf,
+    /// What the machine is made of.
+    pub vm: Vm,
     /// Its log, before the first batch.
     pub reader: LogReader,
     /// The machine, with all that lies before the first batch already behind it.
     pub replayer: Replayer<RiscvMachine>,
+}
+
+/// The checkpoint at which the log of a restored machine starts.
+const START_FILE: &str = "start.swc";
+/// Batches before the log of a restored machine: the checkpoint stands for the first one.
+const CHECKPOINT_SEQUENCE: u64 = 1;
+
+/// Where the checkpoint lies with which the log in `dir` starts.
+pub fn start_path(dir: &Path) -> PathBuf {
+    dir.join(START_FILE)
+}
+
+/// The place after a checkpoint in a log that starts with it, and the chain hash there: it
+/// ties the log to this very checkpoint.
+pub fn place_after(checkpoint: &Root, moment: log_format::Moment) -> (Position, ChainHash) {
+    let mut chain = [0; 16];
+    chain.copy_from_slice(&checkpoint.0[..16]);
+    (Position { moment, sequence: CHECKPOINT_SEQUENCE, ..Position::default() }, ChainHash(chain))
 }
 
 impl Recording {
@@ -26,13 +49,46 @@ impl Recording {
     /// # Errors
     /// When there is no log, or when images or disks are not what they were when it was recorded.
     pub fn open(dir: &Path) -> Result<Recording> {
+        Recording::open_with(dir, None)
+    }
+
+    /// As [`Recording::open`], with the secret key of the checkpoint at which the log starts,
+    /// where that is encrypted.
+    ///
+    /// # Errors
+    /// The same, and when that key is missing or another.
+    pub fn open_with(dir: &Path, secret: Option<&SecretKey>) -> Result<Recording> {
         let reader = LogReader::open(dir)?;
         let vm = Vm::from_recording(dir, &reader.header().boot)?;
         let machine = vm.build(DiskMode::Overlay)?;
         check_identity(&machine, &reader)?;
-        let replayer = Replayer::new(machine, 0, Counted::default());
-        Ok(Recording { dir: dir.to_owned(), reader, replayer })
+        let replayer = match reader.header().log_start {
+            0 => Replayer::new(machine, 0, Counted::default()),
+            _ => after_checkpoint(dir, &vm, machine, reader.header(), secret)?,
+        };
+        Ok(Recording { dir: dir.to_owned(), vm, reader, replayer })
     }
+}
+
+/// Brings a machine to the checkpoint at which the log starts.
+fn after_checkpoint(
+    dir: &Path,
+    vm: &Vm,
+    mut machine: RiscvMachine,
+    header: &SegmentHeader,
+    secret: Option<&SecretKey>,
+) -> Result<Replayer<RiscvMachine>> {
+    let path = start_path(dir);
+    // The log names the checkpoint by its root, whoever signed it.
+    let chain = Chain::open(&path, &[], &Trust::AnySigner, secret)?;
+    let file = chain.last();
+    let head = &file.description().head;
+    if (header.position, header.chain) != place_after(&file.root(), head.moment) {
+        bail!("{} is not the checkpoint at which this log starts; put that one there", path.display());
+    }
+    crate::restore::load(&mut machine, &chain, &vm.images.read_all()?)?;
+    let counted = Counted { events: file.description().events_before, outputs: head.outputs_before };
+    Ok(Replayer::new(machine, header.position.sequence, counted))
 }
 
 fn check_identity(machine: &RiscvMachine, reader: &LogReader) -> Result<()> {

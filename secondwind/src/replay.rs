@@ -33,6 +33,9 @@ pub struct ReplayArgs {
     /// Print what the guest printed, with guest times
     #[arg(long)]
     console: bool,
+    /// Secret key, where the recording is of a machine restored from an encrypted checkpoint
+    #[arg(long, value_name = "FILE")]
+    decrypt: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -49,8 +52,13 @@ const DIVERGED: u8 = 3;
 
 /// Runs `secondwind replay`.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
-    let Recording { mut reader, mut replayer, .. } = Recording::open(&args.dir)?;
+    let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
+    let Recording { mut reader, mut replayer, .. } = Recording::open_with(&args.dir, secret.as_ref())?;
     if let Some(icount) = args.to {
+        let first = replayer.moment().icount;
+        if icount < first {
+            bail!("the recording begins at icount {first}, after {icount}; choose one from there on");
+        }
         replayer.stop_at(icount);
     }
     if let Some(flip) = args.flip_bit {
@@ -83,7 +91,8 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
         }
     };
     shown.end();
-    let code = replayer.probe_halt().filter(|_| args.to.is_none());
+    // It executes an instruction, after which the state is no longer that of --to.
+    let code = if args.to.is_none() { replayer.probe_halt() } else { None };
     finish(&args, &mut replayer, progress, started.elapsed(), code)?;
     match damage {
         Some(error) => Err(error).context("the recording was replayed up to its damage"),

@@ -37,6 +37,25 @@ pub struct TakeoverArgs {
     control: Option<PathBuf>,
 }
 
+/// Ends a machine that runs on this host, as Ctrl-C does.
+#[derive(clap::Args)]
+#[command(after_help = "\
+The guest is not asked: to it, the power fails. `secondwind checkpoint VM FILE --stop` keeps its state.
+
+Examples:
+  secondwind stop          the only machine that runs here
+  secondwind stop db       the machine called db")]
+pub struct StopArgs {
+    /// Name or control socket of the machine [default: the only one of this user on this host]
+    vm: Option<PathBuf>,
+}
+
+/// Runs `secondwind stop`.
+pub fn stop(args: StopArgs) -> Result<()> {
+    control::ask(&control::find_socket(args.vm.as_deref())?, Request::Stop)?;
+    Ok(())
+}
+
 /// Runs `secondwind status`.
 pub fn status(args: StatusArgs) -> Result<()> {
     let sockets = args.control.map_or_else(control::known_sockets, |socket| vec![socket]);
@@ -62,8 +81,13 @@ pub fn status(args: StatusArgs) -> Result<()> {
 /// Prints the fields of an answer, nested ones indented.
 fn print(answer: &Value) {
     println!("{} {} on {}", text(&answer["role"]), text(&answer["name"]), text(&answer["node"]));
-    for (key, value) in answer.as_object().into_iter().flatten() {
-        if !["role", "name", "node"].contains(&key.as_str()) {
+    print_fields(answer, &["role", "name", "node"]);
+}
+
+/// Prints the fields of an object but those of these names.
+pub fn print_fields(object: &Value, but: &[&str]) {
+    for (key, value) in object.as_object().into_iter().flatten() {
+        if !but.contains(&key.as_str()) {
             print_field(1, key, value);
         }
     }

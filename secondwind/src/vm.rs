@@ -38,16 +38,23 @@ pub struct ImageSources {
     firmware: Option<ImageSource>,
 }
 
+/// Where a boot image is.
 #[derive(Clone)]
-enum ImageSource {
+pub enum ImageSource {
+    /// In this program.
     BuiltIn(&'static [u8]),
+    /// In memory.
+    Held(Bytes),
+    /// In a file.
     File(PathBuf),
 }
 
 impl ImageSource {
-    fn read(&self) -> Result<Bytes> {
+    /// Its bytes.
+    pub fn read(&self) -> Result<Bytes> {
         match self {
             ImageSource::BuiltIn(bytes) => Ok(Bytes::from_static(bytes)),
+            ImageSource::Held(bytes) => Ok(bytes.clone()),
             ImageSource::File(path) => {
                 let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
                 if bytes.is_empty() {
@@ -60,14 +67,28 @@ impl ImageSource {
 }
 
 impl ImageSources {
-    fn read(&self) -> Result<BootImages> {
-        let optional = |source: &Option<ImageSource>| source.as_ref().map(ImageSource::read).transpose();
-        Ok(BootImages {
-            kind: self.kind,
-            kernel: self.kernel.read()?,
-            initrd: optional(&self.initrd)?,
-            firmware: optional(&self.firmware)?,
-        })
+    /// The images by their names, in the order of the machine's identity.
+    pub fn named(&self) -> Vec<(&'static str, &ImageSource)> {
+        let others = [("initrd", &self.initrd), ("firmware", &self.firmware)];
+        let others = others.into_iter().filter_map(|(name, source)| Some((name, source.as_ref()?)));
+        std::iter::once(("kernel", &self.kernel)).chain(others).collect()
+    }
+
+    /// The boot images, of their bytes in the same order.
+    fn assemble(&self, images: &[Bytes]) -> Result<BootImages> {
+        let names: Vec<&str> = self.named().into_iter().map(|(name, _)| name).collect();
+        if names.len() != images.len() {
+            bail!("the machine has {} boot images, {} are there", names.len(), images.len());
+        }
+        let of =
+            |wanted: &str| names.iter().position(|name| *name == wanted).map(|number| images[number].clone());
+        let kernel = of("kernel").context("a machine has a kernel")?;
+        Ok(BootImages { kind: self.kind, kernel, initrd: of("initrd"), firmware: of("firmware") })
+    }
+
+    /// Their bytes, in the same order.
+    pub fn read_all(&self) -> Result<Vec<Bytes>> {
+        self.named().into_iter().map(|(_, source)| source.read()).collect()
     }
 }
 
@@ -117,9 +138,53 @@ impl Vm {
 
     /// Makes the machine.
     pub fn build(&self, mode: DiskMode) -> Result<RiscvMachine> {
+        let machine = self.build_with(mode, &self.images.read_all()?)?;
+        machine.image_packer().pack();
+        Ok(machine)
+    }
+
+    /// Makes the machine of its boot images, which [`ImageSources::named`] has in this order.
+    /// They are not packed yet.
+    pub fn build_with(&self, mode: DiskMode, images: &[Bytes]) -> Result<RiscvMachine> {
         let stores: Vec<Box<dyn BlockStore>> =
             self.disks.iter().map(|spec| disk::open(spec, mode)).collect::<Result<_>>()?;
-        Ok(RiscvMachine::new(self.config.clone(), &self.images.read()?, stores)?)
+        Ok(RiscvMachine::new(self.config.clone(), &self.images.assemble(images)?, stores)?)
+    }
+
+    /// Whether a checkpoint of this machine could be restored.
+    ///
+    /// # Errors
+    /// When it writes to a disk image itself: the base that a checkpoint builds on is gone then.
+    pub fn check_checkpoint(&self, mode: DiskMode) -> Result<()> {
+        let is_written = |disk: &&DiskSpec| mode == DiskMode::Direct && !disk.snapshot && !disk.read_only;
+        match self.disks.iter().find(is_written) {
+            Some(disk) => bail!(
+                "the machine writes to {} itself, so a checkpoint could not be restored; \
+                 give --disk the option snapshot, and checkpoints keep what is written",
+                disk.overlay.as_ref().unwrap_or(&disk.path).display()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts these behind the network ports instead of what is there, where they are given.
+    pub fn plug_nets(&mut self, nets: &[String], forwards: &[String]) -> Result<()> {
+        if !nets.is_empty() {
+            if nets.len() != self.nets.len() {
+                bail!(
+                    "the machine has {} network ports, {} are named; name all with --net",
+                    self.nets.len(),
+                    nets.len()
+                );
+            }
+            self.nets = nets.iter().map(|spec| spec.parse::<NetSpec>()).collect::<Result<_, _>>()?;
+        }
+        if !forwards.is_empty()
+            && let Some(old) = user_forwards(&mut self.nets)
+        {
+            old.clear();
+        }
+        add_forwards(&mut self.nets, forwards)
     }
 
     /// The program that the machine boots, if it is a bare-metal one.
@@ -163,16 +228,21 @@ impl Vm {
 
     /// The machine of a recording, from its folder and the bytes that [`Vm::recipe`] gave.
     pub fn from_recording(folder: &Path, recipe: &[u8]) -> Result<Vm> {
-        let recipe: Recipe = serde_json::from_slice(recipe).with_context(|| {
-            format!("{} was recorded by another version; replay it with that one", folder.display())
-        })?;
         let boot = folder.join(BOOT_FOLDER);
-        let file = |name: &str| ImageSource::File(boot.join(name));
+        Vm::from_recipe(recipe, |name| Some(ImageSource::File(boot.join(name)))).with_context(|| {
+            format!("{} was recorded by another version; replay it with that one", folder.display())
+        })
+    }
+
+    /// The machine that [`Vm::recipe`] gave these bytes of, with the images of these names.
+    pub fn from_recipe(recipe: &[u8], mut image: impl FnMut(&str) -> Option<ImageSource>) -> Result<Vm> {
+        let recipe: Recipe = serde_json::from_slice(recipe)?;
+        let mut named = |name: &str| image(name).with_context(|| format!("it has no {name}"));
         let images = ImageSources {
             kind: recipe.kind,
-            kernel: file("kernel"),
-            initrd: recipe.initrd.then(|| file("initrd")),
-            firmware: recipe.firmware.then(|| file("firmware")),
+            kernel: named("kernel")?,
+            initrd: recipe.initrd.then(|| named("initrd")).transpose()?,
+            firmware: recipe.firmware.then(|| named("firmware")).transpose()?,
         };
         let disks = recipe.disks.into_iter().map(RecordedDisk::spec).collect();
         Ok(Vm { config: recipe.config, images, disks, nets: Vec::new() })
@@ -282,23 +352,33 @@ fn debian_folder() -> PathBuf {
 }
 
 fn net_specs(options: &VmOptions) -> Result<Vec<NetSpec>> {
-    let forwards =
-        options.forward.iter().map(|forward| forward.parse::<Forward>()).collect::<Result<Vec<_>, _>>()?;
     let given: &[String] = if options.net.is_empty() { &["user".to_owned()] } else { &options.net };
     let mut specs = given.iter().map(|spec| spec.parse::<NetSpec>()).collect::<Result<Vec<_>, _>>()?;
-    if !forwards.is_empty() {
-        let user = specs.iter_mut().find_map(|spec| match &mut spec.kind {
-            NetKind::User { forwards } => Some(forwards),
-            _ => None,
-        });
-        let Some(user) = user else {
-            bail!(
-                "--forward needs a user port; add --net user, or forward ports at the switch (secondwind switch --forward)"
-            )
-        };
-        user.extend(forwards);
-    }
+    add_forwards(&mut specs, &options.forward)?;
     Ok(specs)
+}
+
+/// Adds forwards to the first user port.
+fn add_forwards(specs: &mut [NetSpec], forwards: &[String]) -> Result<()> {
+    let parsed = forwards.iter().map(|forward| forward.parse::<Forward>()).collect::<Result<Vec<_>, _>>()?;
+    if parsed.is_empty() {
+        return Ok(());
+    }
+    match user_forwards(specs) {
+        Some(forwards) => forwards.extend(parsed),
+        None => bail!(
+            "--forward needs a user port; add --net user, or forward ports at the switch (secondwind switch --forward)"
+        ),
+    }
+    Ok(())
+}
+
+/// The forwards of the first user port.
+fn user_forwards(specs: &mut [NetSpec]) -> Option<&mut Vec<Forward>> {
+    specs.iter_mut().find_map(|spec| match &mut spec.kind {
+        NetKind::User { forwards } => Some(forwards),
+        _ => None,
+    })
 }
 
 /// The address given, or one of the locally administered ones, fixed by the machine's name.

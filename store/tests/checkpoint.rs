@@ -88,7 +88,7 @@ fn a_wrong_or_missing_base_is_refused() {
     foreign.head.identity.config = [9; 32];
     let plan = store::checkpoint::Plan {
         description: foreign,
-        images: &[],
+        images: &store::checkpoint::Images::new(vec![]),
         base: Some(&base),
         signer: &desk.signer,
         secret: None,
@@ -201,9 +201,10 @@ fn a_writer_that_ends_early_leaves_the_old_file() {
     let desk = Desk::new();
     let state = State::some();
     desk.write("file", &state, How::default()).unwrap();
+    let images = store::checkpoint::Images::new(vec![]);
     let plan = || store::checkpoint::Plan {
         description: state.description(),
-        images: &[],
+        images: &images,
         base: None,
         signer: &desk.signer,
         secret: None,

@@ -34,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::core::{ConnectionId, CoreConfig, Finish, Operator, Primary, PrimaryEvent};
 use crate::recorder::{Recorder, RecorderConfig};
+use crate::snapshot::SnapshotOrder;
 use crate::vcpu::Vcpu;
 use shared::Shared;
 pub use status::PrimaryStatus;
@@ -64,12 +65,16 @@ pub struct DriverConfig {
 }
 
 /// What a running primary can be told.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Command {
     /// An operator's command to the core.
     Operator(Operator),
     /// An input for the machine.
     Input(Event),
+    /// The machine's state is wanted outside. Dropped while another checkpoint is under way.
+    Snapshot(SnapshotOrder),
+    /// A guest that stands still at a snapshot goes on.
+    Release,
 }
 
 /// The other end of a running primary.
@@ -218,6 +223,8 @@ async fn serve(
                     shared.with(|primary, now_ns| primary.handle_operator(operator, now_ns));
                 }
                 Some(Command::Input(event)) => shared.to_vcpu(ToVcpu::Input(event)),
+                Some(Command::Snapshot(order)) => shared.to_vcpu(ToVcpu::Snapshot(order)),
+                Some(Command::Release) => shared.to_vcpu(ToVcpu::Release),
                 None => commands_open = false,
             },
             () = shared.wait_for_timeout() => {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use link::clock::monotonic_ns;
 use log_format::Event;
@@ -14,7 +14,11 @@ use super::DriverError;
 use super::shared::Shared;
 use crate::core::MachineRequest;
 use crate::recorder::Step;
+use crate::snapshot::{Advance, SnapshotOrder};
 use crate::vcpu::Vcpu;
+
+/// A snapshot's taker that is behind gets this long to catch up.
+const TAKER_BEHIND_NS: u64 = 500_000;
 
 /// What the machine's thread is told.
 #[derive(Debug)]
@@ -27,6 +31,10 @@ pub enum ToVcpu {
     Brake(bool),
     /// Keep the present state in this folder: the backup's differs.
     KeepState(PathBuf),
+    /// Give the present state to somebody outside.
+    Snapshot(SnapshotOrder),
+    /// Let a guest go on that stands still at a snapshot.
+    Release,
     /// End the thread.
     Stop,
 }
@@ -49,19 +57,23 @@ fn run<M: Machine>(mut vcpu: Vcpu<M>, commands: &Receiver<ToVcpu>, shared: &Arc<
             }
         }
         let step = vcpu.turn(monotonic_ns());
+        let advance = vcpu.advance_snapshot(monotonic_ns());
         tell(&mut vcpu, shared);
-        let command = match step {
-            Step::Continue => continue,
-            Step::Sleep { until_ns: Some(until_ns) } => {
+        let until_ns = match (advance, step) {
+            (Advance::More, _) | (_, Step::Continue) => continue,
+            (Advance::Waiting, _) => Some(monotonic_ns() + TAKER_BEHIND_NS),
+            (Advance::Done, Step::Sleep { until_ns }) => until_ns,
+            (Advance::Done, Step::Stalled | Step::Halted { .. } | Step::HostFault { .. }) => None,
+        };
+        let command = match until_ns {
+            Some(until_ns) => {
                 let left_ns = until_ns.saturating_sub(monotonic_ns());
                 match commands.recv_timeout(Duration::from_nanos(left_ns)) {
                     Err(RecvTimeoutError::Timeout) => continue,
                     other => other.ok(),
                 }
             }
-            Step::Sleep { until_ns: None } | Step::Stalled | Step::Halted { .. } | Step::HostFault { .. } => {
-                commands.recv().ok()
-            }
+            None => commands.recv().ok(),
         };
         // The driver is gone when nobody is left to send.
         if !command.is_some_and(|command| obey(&mut vcpu, command, shared)) {
@@ -83,6 +95,14 @@ fn obey<M: Machine>(vcpu: &mut Vcpu<M>, command: ToVcpu, shared: &Arc<Shared>) -
         }
         ToVcpu::Brake(braked) => vcpu.brake(braked, now_ns),
         ToVcpu::KeepState(folder) => keep_state(vcpu, &folder, now_ns),
+        ToVcpu::Snapshot(order) => {
+            let unix_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+            if vcpu.handle_snapshot(order, now_ns) {
+                let pause_ns = monotonic_ns().saturating_sub(now_ns);
+                vcpu.note_snapshot(u64::try_from(unix_ns).unwrap_or(u64::MAX), pause_ns);
+            }
+        }
+        ToVcpu::Release => vcpu.release(now_ns),
         ToVcpu::Stop => return false,
     }
     true

@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 use store::{LogOptions, LogWriter};
 use tokio::sync::{mpsc, watch};
 
-use crate::control::{ControlServer, Request};
+use crate::checkpoint::order::{ToMachine, carry_out};
+use crate::control::{ControlServer, Order, Request};
 use crate::disk::DiskMode;
 use crate::options::{ConfigFile, PairOptions, VmOptions};
 use crate::vm::Vm;
@@ -126,7 +127,7 @@ struct Agent {
     listener: link::transport::Listener,
     timeline: Timeline,
     status: watch::Sender<Value>,
-    requests: mpsc::Receiver<Request>,
+    requests: mpsc::Receiver<Order>,
     /// Ends the control socket, and removes its file, with the agent.
     _control: AbortOnDrop,
 }
@@ -194,10 +195,7 @@ impl Agent {
         learners: Vec<AddressLearner>,
         store: Option<LogWriter>,
     ) -> Result<ExitCode> {
-        let first_inputs = vec![
-            Event::Entropy(crate::vm::entropy_seed()?),
-            Event::WallClock { unix_ns: crate::vm::unix_ns() },
-        ];
+        let first_inputs = crate::resume::first_events(crate::vm::unix_ns(), crate::vm::entropy_seed()?);
         let config = primary::driver::DriverConfig {
             core: self.settings.primary_core(handover.machine.identity()),
             recorder: Default::default(),
@@ -223,7 +221,7 @@ impl Agent {
                     self.timeline.write(at_ns, name, details);
                 }
                 Some(request) = self.requests.recv() => {
-                    obey_as_primary(&self.settings.arbiter, &commands, request).await;
+                    obey_as_primary(&self.settings, &self.vm, &commands, request).await;
                 }
                 Ok(()) = shown.changed() => {
                     let view = serde_json::to_value(&*shown.borrow_and_update())?;
@@ -317,25 +315,44 @@ fn ended(finish: backup::Finish) -> ExitCode {
     }
 }
 
-async fn obey_as_primary(arbiter: &ArbiterChoice, commands: &mpsc::Sender<Command>, request: Request) {
-    let command = match request {
-        Request::Status => return,
-        Request::Takeover if arbiter.grant() => return,
-        Request::Takeover => Command::Operator(primary::Operator::GoAlone),
-        Request::Stop => Command::Operator(primary::Operator::Stop),
-        Request::PowerButton => Command::Input(Event::Control(log_format::Control::PowerButton)),
+async fn obey_as_primary(settings: &Settings, vm: &Vm, commands: &mpsc::Sender<Command>, order: Order) {
+    let command = match order {
+        Order::Simple(Request::Takeover) if settings.arbiter.grant() => return,
+        Order::Simple(Request::Takeover) => Command::Operator(primary::Operator::GoAlone),
+        Order::Simple(Request::Stop) => Command::Operator(primary::Operator::Stop),
+        Order::Simple(Request::PowerButton) => {
+            Command::Input(Event::Control(log_format::Control::PowerButton))
+        }
+        Order::Simple(Request::Status | Request::Checkpoint(_)) => return,
+        Order::Checkpoint(request, replies) => {
+            let (vm, name, commands) = (vm.clone(), settings.name.clone(), commands.clone());
+            let tell = move |told| {
+                // A driver that is ending drops the order, which is answered then.
+                let _ = commands.blocking_send(match told {
+                    ToMachine::Snapshot(order) => Command::Snapshot(order),
+                    ToMachine::Release => Command::Release,
+                    ToMachine::Stop => Command::Operator(primary::Operator::Stop),
+                });
+            };
+            tokio::task::spawn_blocking(move || carry_out(&request, &vm, &name, &replies, tell));
+            return;
+        }
     };
     // A driver that is ending takes no more commands.
     let _ = commands.send(command).await;
 }
 
-async fn obey_as_backup(
-    arbiter: &ArbiterChoice,
-    commands: &mpsc::Sender<backup::Operator>,
-    request: Request,
-) {
+async fn obey_as_backup(arbiter: &ArbiterChoice, commands: &mpsc::Sender<backup::Operator>, order: Order) {
+    let request = match order {
+        Order::Simple(request) => request,
+        Order::Checkpoint(_, replies) => {
+            let error = "this is a backup; ask the primary for a checkpoint";
+            let _ = replies.send(json!({ "error": error }));
+            return;
+        }
+    };
     let command = match request {
-        Request::Status | Request::PowerButton => return,
+        Request::Status | Request::PowerButton | Request::Checkpoint(_) => return,
         Request::Takeover if arbiter.grant() => return,
         Request::Takeover => {
             arbiter.grant_next();
@@ -347,7 +364,7 @@ async fn obey_as_backup(
 }
 
 /// Passes SIGINT and SIGTERM on as a request to stop.
-async fn stop_on_signal(commands: mpsc::Sender<Request>) {
+async fn stop_on_signal(orders: mpsc::Sender<Order>) {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
@@ -359,7 +376,7 @@ async fn stop_on_signal(commands: mpsc::Sender<Request>) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if commands.send(Request::Stop).await.is_err() {
+        if orders.send(Order::Simple(Request::Stop)).await.is_err() {
             return;
         }
     }

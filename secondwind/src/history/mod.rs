@@ -143,7 +143,7 @@ impl History {
     /// The history of a recording, standing before its first instruction. Snapshots may take about
     /// `snapshot_bytes`.
     pub fn new(recording: Recording, snapshot_bytes: u64) -> History {
-        let Recording { dir, reader, replayer } = recording;
+        let Recording { dir, reader, replayer, .. } = recording;
         let start_icount = replayer.moment().icount;
         let noted_sequence = replayer.pushed_sequence();
         let mut history = History {

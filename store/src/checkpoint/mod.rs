@@ -18,5 +18,5 @@ pub use chain::Chain;
 pub use error::CheckpointError;
 pub use keys::{PublicKey, SecretKey, SigningKey, Trust, generate_secret, generate_signing};
 pub use reader::{CheckpointFile, Contents};
-pub use units::Image;
+pub use units::{Image, Images};
 pub use writer::{CheckpointWriter, Plan, Written};

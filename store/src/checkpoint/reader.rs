@@ -146,7 +146,7 @@ fn read_table(chunks: &Chunks, description: &Description) -> Result<Table, Check
     let unit_bytes = UNIT_BYTES as u64;
     let shape = TableShape {
         pages: head.ram_bytes / unit_bytes,
-        disk_blocks: head.identity.disks.iter().map(|(bytes, _)| bytes / unit_bytes).collect(),
+        disk_blocks: head.identity.disks.iter().map(|(bytes, _)| bytes.div_ceil(unit_bytes)).collect(),
         image_bytes: description.images.iter().map(|image| image.bytes).collect(),
         has_base: description.base.is_some(),
         own_units: chunks.units(),

@@ -18,9 +18,8 @@ use std::path::{Path, PathBuf};
 
 use log_format::CheckpointPart;
 use log_format::checkpoint_file::{
-    Base, CHUNK_UNITS, ChunkKind, Cipher, Description, FileHeader, FileKind, IMAGE_CHUNK_BYTES,
-    ImageReference, Index, Root, Source, Table, Trailer, UNIT_BYTES, UnitPlace, chunk_root, signed_message,
-    unit_hash,
+    Base, CHUNK_UNITS, ChunkKind, Cipher, Description, FileHeader, FileKind, IMAGE_CHUNK_BYTES, Index, Root,
+    Source, Table, Trailer, UNIT_BYTES, UnitPlace, chunk_root, signed_message, unit_hash,
 };
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -29,14 +28,14 @@ use super::error::CheckpointError;
 use super::keys::{ChunkCipher, SecretKey, SigningKey};
 use super::packer::{PackedChunk, Packer};
 use super::reader::CheckpointFile;
-use super::units::{Image, ImagePages};
+use super::units::Images;
 
 /// How a checkpoint file is made.
 pub struct Plan<'a> {
     /// What it is of; `base` and `images` are filled in from what follows.
     pub description: Description,
-    /// The boot images, in the order in which the machine's identity has them.
-    pub images: &'a [Image],
+    /// The boot images.
+    pub images: &'a Images,
     /// The checkpoint it builds on.
     pub base: Option<&'a CheckpointFile>,
     /// Signs it.
@@ -69,7 +68,7 @@ pub struct CheckpointWriter<'a> {
     index: Index,
     offset: u64,
     packer: Packer,
-    image_pages: ImagePages,
+    images: &'a Images,
     base: Option<&'a CheckpointFile>,
     signer: &'a SigningKey,
     table: Table,
@@ -103,7 +102,7 @@ impl<'a> CheckpointWriter<'a> {
             root: base.root().0,
             file_name: base.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
         });
-        description.images = plan.images.iter().map(reference).collect();
+        description.images = plan.images.references().to_vec();
         let kind = if plan.base.is_some() { FileKind::Incremental } else { FileKind::Full };
         let cipher = plan.secret.map_or(Ok(Cipher::None), |secret| secret.new_cipher(path))?;
         let header = FileHeader::new(kind, cipher);
@@ -116,7 +115,7 @@ impl<'a> CheckpointWriter<'a> {
             index: Index::default(),
             offset: 0,
             packer,
-            image_pages: ImagePages::new(plan.images),
+            images: plan.images,
             base: plan.base,
             signer: plan.signer,
             table: Table::default(),
@@ -126,7 +125,7 @@ impl<'a> CheckpointWriter<'a> {
         };
         writer.write(&header.encode())?;
         writer.packer.push(ChunkKind::Description, encoded);
-        for image in plan.images.iter().filter(|image| image.bundled) {
+        for image in plan.images.images().iter().filter(|image| image.bundled) {
             for piece in image.bytes.chunks(IMAGE_CHUNK_BYTES) {
                 writer.packer.push(ChunkKind::Image, piece.to_vec());
                 writer.write_packed()?;
@@ -204,7 +203,7 @@ impl<'a> CheckpointWriter<'a> {
         }
         self.last = Some(place);
         let is_page = matches!(place, UnitPlace::Page(_));
-        let source = match self.image_pages.find(data).filter(|_| is_page) {
+        let source = match self.images.find(data).filter(|_| is_page) {
             Some((image, first_page)) => {
                 self.counts.image += 1;
                 Source::Image { image, first_page }
@@ -246,15 +245,6 @@ impl<'a> CheckpointWriter<'a> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
         self.offset += bytes.len() as u64;
         self.partial.write(bytes)
-    }
-}
-
-fn reference(image: &Image) -> ImageReference {
-    ImageReference {
-        name: image.name.clone(),
-        bytes: image.bytes.len() as u64,
-        hash: *blake3::hash(&image.bytes).as_bytes(),
-        bundled: image.bundled,
     }
 }
 

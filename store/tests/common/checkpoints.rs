@@ -6,8 +6,8 @@ use bytes::Bytes;
 use log_format::checkpoint_file::Description;
 use log_format::{CheckpointHead, CheckpointPart, Digest, DiskBlock, MachineIdentity, Moment, Page};
 use store::checkpoint::{
-    Chain, CheckpointError, CheckpointFile, CheckpointWriter, Image, Plan, SecretKey, SigningKey, Trust,
-    Written,
+    Chain, CheckpointError, CheckpointFile, CheckpointWriter, Image, Images, Plan, SecretKey, SigningKey,
+    Trust, Written,
 };
 
 /// Pages of the small machine.
@@ -43,7 +43,7 @@ impl Desk {
     pub fn write(&self, name: &str, state: &State, how: How<'_>) -> Result<Written, CheckpointError> {
         let plan = Plan {
             description: state.description(),
-            images: &state.images,
+            images: &Images::new(state.images.clone()),
             base: how.base,
             signer: &self.signer,
             secret: how.is_secret.then_some(&self.secret),
