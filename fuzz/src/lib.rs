@@ -6,6 +6,9 @@
 
 #[path = "../../log-format/tests/common/decoders.rs"]
 pub mod decoders;
+/// Disk images as the program opens them: its own module, since a program is no library.
+#[path = "../../secondwind/src/disk/mod.rs"]
+pub mod disk;
 #[path = "../../netbuf/tests/common/inputs.rs"]
 pub mod inputs;
 #[path = "../../store/tests/common/records.rs"]

@@ -221,6 +221,17 @@ mod tests {
     }
 
     #[test]
+    fn disks_stand_in_the_file_as_on_the_command_line() {
+        let file: ConfigFile =
+            toml::from_str("[vm]\ndisk = [\"root.qcow2,serial=A\", \"a,,b.img,ro\"]").unwrap();
+        let [root, data] = &file.vm.disk[..] else { panic!("two disks") };
+        assert_eq!((root.path.to_str(), root.serial.as_str()), (Some("root.qcow2"), "A"));
+        assert_eq!((data.path.to_str(), data.read_only), (Some("a,b.img"), true));
+        let wrong = toml::from_str::<ConfigFile>("[vm]\ndisk = [\"d,color=red\"]").unwrap_err();
+        assert!(wrong.to_string().contains("color=red"), "{wrong}");
+    }
+
+    #[test]
     fn an_unknown_key_is_refused_with_its_line() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm.toml");

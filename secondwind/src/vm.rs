@@ -405,3 +405,25 @@ pub fn unix_ns() -> u64 {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos().min(u128::from(u64::MAX)) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recording_names_its_disks_as_before_and_any_format() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let spec = DiskSpec { serial: "A".into(), ..DiskSpec::new(path.clone()) };
+        let raw = serde_json::to_value(RecordedDisk::of(&spec).unwrap()).unwrap();
+        assert_eq!(raw, serde_json::json!(path), "programs that know no qcow2 read it");
+        let read: RecordedDisk = serde_json::from_value(raw).unwrap();
+        assert_eq!(read.spec().format, Some(Format::Raw), "whatever the guest wrote to it");
+
+        std::fs::write(&path, b"QFI\xfb").unwrap();
+        let qcow2 = serde_json::to_value(RecordedDisk::of(&spec).unwrap()).unwrap();
+        let read: RecordedDisk = serde_json::from_value(qcow2).unwrap();
+        assert_eq!(read.spec(), DiskSpec { format: Some(Format::Qcow2), ..DiskSpec::new(path) });
+    }
+}

@@ -29,6 +29,8 @@ pub struct Header {
     pub backing: Option<Backing>,
     /// Where the L1 table lies, and how many entries it has.
     l1_table: (u64, u64),
+    /// Where the refcount table lies, and its bytes.
+    refcount_table: (u64, u64),
     /// Size of a cluster, the unit that an image allocates.
     pub cluster_bytes: u64,
 }
@@ -131,15 +133,38 @@ impl Header {
             return Err(HeaderError::DiskSize(len_bytes));
         }
         let l1_table = fields.l1_table(len_bytes, cluster_bytes)?;
-        fields.check_refcount_table(cluster_bytes)?;
+        let refcount_table = fields.refcount_table(cluster_bytes)?;
         let format = fields.backing_format(header_bytes, cluster_bytes)?;
         let backing = fields.backing_name(cluster_bytes)?.map(|name| Backing { name, format });
-        Ok(Header { len_bytes, backing, l1_table, cluster_bytes })
+        Ok(Header { len_bytes, backing, l1_table, refcount_table, cluster_bytes })
     }
 
     /// Where the L1 table lies: offset and length in bytes, inside the file.
     pub fn l1_range(&self) -> (u64, u64) {
         (self.l1_table.0, self.l1_table.1 * 8)
+    }
+
+    /// Where the refcount table lies: offset and length in bytes, inside the file.
+    pub fn refcount_range(&self) -> (u64, u64) {
+        self.refcount_table
+    }
+
+    /// Looks whether the refcounts lie inside the file, and whether the header itself has
+    /// one: writing to an image in which it counts as free space would destroy it.
+    ///
+    /// # Errors
+    /// When it is not so.
+    pub fn check_refcounts(&self, refcount_table: &[u8], file_bytes: u64) -> Result<(), HeaderError> {
+        for (index, entry) in refcount_table.as_chunks().0.iter().enumerate() {
+            let offset = u64::from_be_bytes(*entry);
+            if !offset.is_multiple_of(self.cluster_bytes) || (index == 0 && offset == 0) {
+                return Err(HeaderError::Value { what: "a refcount block at", found: offset });
+            }
+            if offset != 0 {
+                inside("a refcount block", offset.saturating_add(self.cluster_bytes), file_bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks whether all second-level tables lie inside the file.
@@ -218,7 +243,7 @@ impl Fields<'_> {
         Ok((offset, entries))
     }
 
-    fn check_refcount_table(&self, cluster_bytes: u64) -> Result<(), HeaderError> {
+    fn refcount_table(&self, cluster_bytes: u64) -> Result<(u64, u64), HeaderError> {
         let (offset, clusters) = (self.u64(48)?, u64::from(self.u32(56)?));
         let len = clusters * cluster_bytes;
         if clusters == 0 || len > MAX_REFCOUNT_TABLE_BYTES {
@@ -227,7 +252,8 @@ impl Fields<'_> {
         if offset == 0 || !offset.is_multiple_of(cluster_bytes) {
             return Err(HeaderError::Value { what: "refcount_table_offset", found: offset });
         }
-        inside("the refcount table", offset.saturating_add(len), self.file_bytes)
+        inside("the refcount table", offset.saturating_add(len), self.file_bytes)?;
+        Ok((offset, len))
     }
 
     fn backing_name(&self, cluster_bytes: u64) -> Result<Option<String>, HeaderError> {

@@ -85,10 +85,16 @@ pub fn header_of(opened: &OpenedFile) -> Result<Header> {
     let refused = || format!("the disk image {shown} cannot be used");
     opened.file.read_exact_at(&mut bytes, 0).with_context(refused)?;
     let header = Header::parse(&bytes, file_bytes).with_context(refused)?;
-    let (offset, len) = header.l1_range();
-    let mut l1_table = vec![0; len as usize];
-    opened.file.read_exact_at(&mut l1_table, offset).with_context(refused)?;
+    let table = |(offset, len): (u64, u64)| {
+        let mut table = vec![0; len as usize];
+        opened.file.read_exact_at(&mut table, offset).map(|()| table)
+    };
+    let l1_table = table(header.l1_range()).with_context(refused)?;
     header.check_l1(&l1_table, file_bytes).with_context(refused)?;
+    if opened.access == Access::Write {
+        let refcount_table = table(header.refcount_range()).with_context(refused)?;
+        header.check_refcounts(&refcount_table, file_bytes).with_context(refused)?;
+    }
     Ok(header)
 }
 

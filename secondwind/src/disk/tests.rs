@@ -185,6 +185,21 @@ fn a_backing_chain_that_goes_round_is_refused() {
     assert!(refusal(&spec(&one, ""), DiskMode::Overlay).contains("circle"));
 }
 
+#[test]
+fn an_image_without_refcounts_is_only_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, overlay, before) = image_and_overlay(folder.path());
+    let disk = spec(&path, &format!(",overlay={}", overlay.display()));
+    drop(open(&disk, DiskMode::Direct).unwrap());
+    let mut bytes = std::fs::read(&overlay).unwrap();
+    let table = u64::from_be_bytes(bytes[48..56].try_into().unwrap()) as usize;
+    bytes[table..table + 8].fill(0);
+    std::fs::write(&overlay, &bytes).unwrap();
+    // imago 0.2.6 would write over the header, and recurse without end.
+    assert!(refusal(&disk, DiskMode::Direct).contains("a refcount block at 0"));
+    assert!(contents(&mut *open(&disk, DiskMode::Overlay).unwrap()) == before);
+}
+
 /// A small generator, so that a failing seed is the whole story.
 struct Dice(u64);
 
