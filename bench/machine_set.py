@@ -2,13 +2,14 @@
 checkpoints cost, its clock, and how long its proof takes."""
 
 import json
+import os
 import time
 
 import before
 import guest_clock
-from figures import Figure, Measure, Outcome, median
+from figures import Figure, Measure, Outcome
 from main_set import INTEGER_PARTS, bench_part_times
-from programs import PROJECT, BenchError, Running, cargo_tests, free_port, run_to_end
+from programs import PROJECT, BenchError, Running, cargo_tests, free_port, json_of, run_to_end
 from qmp import Qmp
 
 BENCH_SCALE = 4
@@ -84,6 +85,59 @@ def recorded_ns(bench, job, initramfs, words):
     return 1e9 * figures["cpu_s"] / figures["instructions"]
 
 
+# --- checkpoints --------------------------------------------------------------------------
+
+
+def checkpoints(bench):
+    """An idle Debian to a file and back, again and again; QEMU's to a file beside it. All times
+    are the least: of a file that the host has in memory."""
+    folder = bench.folder("checkpoint").parent
+    ours = [checkpoint_and_restore(bench, folder, run) for run in range(bench.args.runs)]
+    peers = [peer_checkpoint(bench, folder, run) for run in range(bench.args.runs)] if bench.qemu_path else []
+
+    def least(name):
+        peer = min(run[name] for run in peers) if peers and name in peers[0] else None
+        values = [run[name] for run in ours]
+        return Outcome(min(values), peer, "the least", values)
+
+    return {f"checkpoint-{name}": least(name) for name in ("size", "time", "pause")} | {"restore": least("restore")}
+
+
+def checkpoint_and_restore(bench, folder, run):
+    name, file, report = f"bench-{os.getpid()}-{run}", folder / f"{run}.swc", folder / f"{run}.json"
+    command = bench.secondwind("run", "--name", name, *bench.debian("idle"), "--net", "none")
+    with Running(command) as program:
+        program.wait_for("IDLE", RUN_LIMIT_S)
+        time.sleep(IDLE_SETTLE_S)
+        written = json_of(bench.secondwind("checkpoint", name, file, "--json"))
+        program.interrupt()
+    run_to_end(bench.secondwind("restore", file, "--net", "none", "--for", "1", "--report", report), RUN_LIMIT_S)
+    return {
+        "size": written["bytes"] / 1e6,
+        "time": written["seconds"],
+        "pause": written["pause_ns"] / 1e6,
+        "restore": json.loads(report.read_text())["first_instruction_s"],
+    }
+
+
+def peer_checkpoint(bench, folder, run):
+    """QEMU's `migrate` to a file, and from it: until its machine runs."""
+    file, control = folder / f"{run}.qemu", folder / f"{run}.qmp"
+    words = ["-qmp", f"unix:{control},server=on,wait=off"]
+    with Running(bench.qemu("idle", *words)) as program:
+        program.wait_for("IDLE", RUN_LIMIT_S)
+        time.sleep(IDLE_SETTLE_S)
+        saved_s = Qmp(control).save(file)
+    control.unlink(missing_ok=True)
+    with Running(bench.qemu("idle", *words, "-incoming", f"file:{file}")) as program:
+        Qmp(control).run_restored()
+        restored_s = time.monotonic() - program.started
+    size = file.stat().st_size / 1e6
+    file.unlink()
+    # Its machine stands still until all is written.
+    return {"size": size, "time": saved_s, "pause": 1000 * saved_s, "restore": restored_s}
+
+
 # --- the guest's clock --------------------------------------------------------------------
 
 
@@ -143,6 +197,15 @@ MEASURES = [
         speed,
     ),
     Measure([Figure("digest-cost", "slow-down of a recording by its digests", "%", 2)], digests),
+    Measure(
+        [
+            Figure("checkpoint-size", "checkpoint file of an idle Debian of 256 MiB", "MB", 20),
+            Figure("checkpoint-time", "time to write it", "s", 0.3),
+            Figure("checkpoint-pause", "pause of the guest meanwhile", "ms"),
+            Figure("restore", "restore, from its start to the first instruction", "s", 0.15),
+        ],
+        checkpoints,
+    ),
     Measure([Figure("clock-idle", "largest error of the guest's clock, idle", "ms", 10)], clock("idle")),
     Measure([Figure("clock-busy", "largest error of the guest's clock, under load", "ms", 10)], clock("busy")),
     Measure([Figure("clock-stop", "the same, 1 s after the process stood still", "ms", 10)], clock_stop),

@@ -67,9 +67,11 @@ class Qmp:
                 raise BenchError(f"QEMU cannot save its machine: {state.get('error-desc')}")
             time.sleep(0.001)
 
-    def wait_until_running(self):
+    def run_restored(self):
+        """Lets a machine go on that was saved standing still, as soon as it is whole again."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not self.call("query-status")["running"]:
+        while self.call("query-status")["status"] != "paused":
             if time.monotonic() > deadline:
-                raise BenchError("QEMU's restored machine does not run")
+                raise BenchError("QEMU does not restore its machine")
             time.sleep(0.001)
+        self.call("cont")

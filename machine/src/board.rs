@@ -18,6 +18,7 @@ use crate::device::virtio::entropy::EntropyPool;
 use crate::device::virtio::mmio::{self, Device, Slot};
 use crate::device::virtio::net::Net;
 use crate::device::virtio::{Environment, HostFault};
+use crate::device::vmgenid::{self, VmGenId};
 use crate::disk::Disk;
 use crate::map;
 use crate::output::Outputs;
@@ -65,6 +66,8 @@ pub struct Devices {
     pub gpio: Gpio,
     pub pool: EntropyPool,
     pub slots: Vec<Slot>,
+    /// Not in the first version of the semantics.
+    pub vmgenid: Option<VmGenId>,
 }
 
 impl Devices {
@@ -84,6 +87,7 @@ impl Devices {
             gpio: Gpio::default(),
             pool: EntropyPool::default(),
             slots: nets.chain(blocks).chain(entropy).map(Slot::new).collect(),
+            vmgenid: config.semantics.has_vmgenid().then(VmGenId::default),
         }
     }
 
@@ -94,6 +98,7 @@ impl Devices {
         self.uart.reset();
         self.gpio = Gpio::default();
         self.slots.iter_mut().for_each(Slot::reset);
+        self.vmgenid.iter_mut().for_each(VmGenId::reset);
     }
 }
 
@@ -185,6 +190,21 @@ impl Board {
         self.devices.plic.set_level(map::UART_INTERRUPT, self.devices.uart.line());
         self.ram.write(address, &bytes).expect("the range was checked");
         bytes.len() as u64
+    }
+
+    /// Mixes a seed into the entropy. For a machine that runs, a new generation begins: it may
+    /// be a copy of one that runs elsewhere.
+    pub fn seed(&mut self, seed: &[u8], is_running: bool) {
+        let Devices { pool, vmgenid, plic, .. } = &mut self.devices;
+        pool.seed(seed);
+        if let Some(vmgenid) = vmgenid {
+            if is_running {
+                vmgenid.renew(pool);
+            } else {
+                vmgenid.draw(pool);
+            }
+            plic.set_level(map::VMGENID_INTERRUPT, vmgenid.line());
+        }
     }
 
     /// Presses the power button.
@@ -306,6 +326,7 @@ enum Target {
     Syscon(u64),
     Rtc(u64),
     Gpio(u64),
+    VmGenId(u64),
     Aclint(u64),
     Plic(u64),
     Uart(u64),
@@ -326,6 +347,8 @@ fn decode(address: u64) -> Result<Target, AccessFault> {
         Ok(Target::Rtc(offset))
     } else if let Some(offset) = within(map::GPIO, gpio::LEN_BYTES) {
         Ok(Target::Gpio(offset))
+    } else if let Some(offset) = within(map::VMGENID, vmgenid::LEN_BYTES) {
+        Ok(Target::VmGenId(offset))
     } else if let Some(offset) = within(map::SYSCON, syscon::LEN_BYTES) {
         Ok(Target::Syscon(offset))
     } else {
@@ -355,6 +378,12 @@ impl Bus for Board {
             Target::Aclint(offset) => self.devices.aclint.read(offset, size, self.clock.ticks(icount)),
             Target::Rtc(offset) => self.devices.rtc.read(offset, size, self.clock.now_ns(icount)),
             Target::Gpio(offset) => self.devices.gpio.read(offset, size),
+            Target::VmGenId(offset) => {
+                let vmgenid = self.devices.vmgenid.as_mut().ok_or(AccessFault)?;
+                let value = vmgenid.read(offset, size);
+                self.devices.plic.set_level(map::VMGENID_INTERRUPT, vmgenid.line());
+                value
+            }
             Target::Syscon(_) => 0,
         };
         Ok(value)
@@ -400,6 +429,8 @@ impl Bus for Board {
                 self.devices.gpio.write(offset, size, value);
                 self.devices.plic.set_level(map::GPIO_INTERRUPT, self.devices.gpio.line());
             }
+            // Read-only, where it is.
+            Target::VmGenId(_) => self.devices.vmgenid.as_ref().map(drop).ok_or(AccessFault)?,
             Target::Syscon(offset) => {
                 self.request = self.request.or(syscon::request(offset, size, value));
                 self.accessed();

@@ -100,9 +100,9 @@ fn compare_boards(one: &Board, another: &Board, found: &mut Vec<Difference>) {
         let show = |board: &Board| format!("{:?}", board.outputs.state());
         found.push(Difference::new("outputs", show(one), show(another)));
     }
-    let names = ["aclint", "plic", "uart", "rtc", "gpio", "entropy pool"];
+    let names = ["aclint", "plic", "uart", "rtc", "gpio", "entropy pool", "generation"];
     let shown = |devices: &Devices| {
-        let Devices { aclint, plic, uart, rtc, gpio, pool, .. } = devices;
+        let Devices { aclint, plic, uart, rtc, gpio, pool, vmgenid, .. } = devices;
         [
             format!("{aclint:?}"),
             format!("{plic:?}"),
@@ -110,6 +110,7 @@ fn compare_boards(one: &Board, another: &Board, found: &mut Vec<Difference>) {
             format!("{rtc:?}"),
             format!("{gpio:?}"),
             format!("{pool:?}"),
+            format!("{vmgenid:?}"),
         ]
     };
     let slots = |devices: &Devices| devices.slots.iter().map(|slot| format!("{slot:?}")).collect::<Vec<_>>();

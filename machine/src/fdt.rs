@@ -3,7 +3,7 @@
 use vm_fdt::{FdtWriter, FdtWriterResult};
 
 use crate::config::MachineConfig;
-use crate::device::{aclint, gpio, plic, rtc, syscon, uart, virtio};
+use crate::device::{aclint, gpio, plic, rtc, syscon, uart, virtio, vmgenid};
 use crate::map;
 use crate::ram::RAM_BASE;
 
@@ -64,7 +64,7 @@ fn write(
     fdt.property_array_u64("reg", &[RAM_BASE, config.memory_bytes])?;
     fdt.end_node(memory)?;
     cpus(&mut fdt, config)?;
-    soc(&mut fdt, config.harts, slots)?;
+    soc(&mut fdt, config, slots)?;
     power(&mut fdt, "poweroff", "syscon-poweroff", syscon::POWER_OFF)?;
     power(&mut fdt, "reboot", "syscon-reboot", syscon::RESET)?;
     power_button(&mut fdt)?;
@@ -126,7 +126,8 @@ fn cpus(fdt: &mut FdtWriter, config: &MachineConfig) -> FdtWriterResult<()> {
     fdt.end_node(cpus)
 }
 
-fn soc(fdt: &mut FdtWriter, harts: usize, slots: usize) -> FdtWriterResult<()> {
+fn soc(fdt: &mut FdtWriter, config: &MachineConfig, slots: usize) -> FdtWriterResult<()> {
+    let harts = config.harts;
     let soc = fdt.begin_node("soc")?;
     fdt.property_u32("#address-cells", 2)?;
     fdt.property_u32("#size-cells", 2)?;
@@ -170,6 +171,13 @@ fn soc(fdt: &mut FdtWriter, harts: usize, slots: usize) -> FdtWriterResult<()> {
     fdt.property_u32("#interrupt-cells", 2)?;
     fdt.property_u32("ngpios", 1)?;
     fdt.end_node(gpio)?;
+
+    if config.semantics.has_vmgenid() {
+        let interrupt = Some(map::VMGENID_INTERRUPT);
+        let compatible = ["microsoft,vmgenid"];
+        let vmgenid = device(fdt, "vmgenid", &compatible, map::VMGENID, vmgenid::LEN_BYTES, interrupt)?;
+        fdt.end_node(vmgenid)?;
+    }
 
     for slot in 0..slots as u64 {
         let address = map::VIRTIO + slot * virtio::mmio::LEN_BYTES;

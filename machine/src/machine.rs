@@ -195,7 +195,7 @@ impl Machine for RiscvMachine {
             Event::NetworkIn { port, frame } => board.receive_frame(*port, frame),
             Event::ConsoleIn(bytes) => board.receive_console(bytes),
             Event::ClockAdvance { delta_ns } => board.clock.advance(*delta_ns),
-            Event::Entropy(seed) => board.devices.pool.seed(seed),
+            Event::Entropy(seed) => board.seed(seed, self.core.power == Power::On),
             Event::WallClock { unix_ns } => board.devices.rtc.set_wall_clock(*unix_ns, now_ns),
             Event::Control(Control::Announce) => board.announce(),
             Event::Control(Control::PowerButton) => board.press_power_button(),

@@ -17,6 +17,9 @@ pub const VIRTIO: u64 = 0x1000_1000;
 /// The GPIO block with the power button; QEMU's board has nothing there.
 pub const GPIO: u64 = 0x1006_0000;
 
+/// The generation of the machine; QEMU's board has nothing there either.
+pub const VMGENID: u64 = 0x1006_1000;
+
 /// Interrupt of the first virtio slot; the others follow.
 pub const VIRTIO_INTERRUPT: u32 = 1;
 /// Interrupt of the serial port.
@@ -25,3 +28,5 @@ pub const UART_INTERRUPT: u32 = 10;
 pub const RTC_INTERRUPT: u32 = 11;
 /// Interrupt of the power button.
 pub const GPIO_INTERRUPT: u32 = 12;
+/// Interrupt of a new generation.
+pub const VMGENID_INTERRUPT: u32 = 13;

@@ -63,6 +63,12 @@ impl Semantics {
         self.0 >= 2
     }
 
+    /// Whether the board has a generation identifier, and entropy that comes while it runs begins
+    /// a new generation.
+    pub(crate) fn has_vmgenid(self) -> bool {
+        self.0 >= 2
+    }
+
     pub(crate) fn first() -> Semantics {
         Semantics::FIRST
     }

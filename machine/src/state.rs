@@ -96,6 +96,7 @@ parts! {
     crate::device::uart::Uart => "uart-16550a", 1;
     crate::device::rtc::Rtc => "goldfish-rtc", 1;
     crate::device::gpio::Gpio => "sifive-gpio", 1;
+    crate::device::vmgenid::VmGenId => "vmgenid", 1;
     crate::device::virtio::entropy::EntropyPool => "entropy-pool", 1;
     Vec<crate::device::virtio::mmio::Slot> => "virtio-mmio", 1;
 }
@@ -109,7 +110,7 @@ pub fn encode(
     output: &OutputState,
     devices: &Devices,
 ) -> Vec<u8> {
-    let payloads = vec![
+    let mut payloads = vec![
         payload(core),
         payload(harts),
         payload(clock),
@@ -122,6 +123,7 @@ pub fn encode(
         payload(&devices.pool),
         payload(&devices.slots),
     ];
+    payloads.extend(devices.vmgenid.as_ref().map(payload));
     let envelope = Envelope { version: ENVELOPE_VERSION, semantics: semantics.version(), payloads };
     rmp_serde::to_vec_named(&envelope).expect("a state always encodes")
 }
@@ -162,6 +164,7 @@ impl MachineState {
                 gpio: part(payloads)?,
                 pool: part(payloads)?,
                 slots: part(payloads)?,
+                vmgenid: expected.devices.vmgenid.is_some().then(|| part(payloads)).transpose()?,
             },
         };
         expected.check(&state)?;

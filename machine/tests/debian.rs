@@ -113,6 +113,11 @@ fn debian_takes_console_input_and_reboots() {
     until_console(&mut machine, "10060000.gpio");
     say(&mut machine, "echo read $(head -c 8 /dev/hwrng | wc -c)\n");
     until_console(&mut machine, "read 8");
+    // A copy of a running machine is told so, each time.
+    for seed in [b"one copy", b"a second"] {
+        machine.inject(&Event::Entropy(Bytes::from_static(seed)));
+        until_console(&mut machine, "crng reseeded due to virtual machine fork");
+    }
     // The disk: what is written is what is read.
     say(&mut machine, "date > /dev/vda; sync; dd if=/dev/vda bs=512 count=1 | grep -c 2026\n");
     until_console(&mut machine, "\n1\r");
