@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use log_format::Output;
-use machine::{BootImages, Exit, Machine, MachineConfig, RiscvMachine};
+use machine::boot::{BootPlan, is_bare};
+use machine::ram::Ram;
+use machine::{BootImages, Exit, Machine, MachineConfig, RiscvMachine, Signature};
 
 const TOHOST: u64 = 0x8000_1000;
 
@@ -24,9 +26,9 @@ fn elf(code: &[u32]) -> Bytes {
     word(&mut file, &[1, 7]);
     long(&mut file, &[code_at as u64, 0x8000_0000, 0x8000_0000, code.len() as u64, 0x2000, 4]);
     file.extend(&code);
-    // The null symbol, then `tohost`.
+    // The null symbol, then `tohost`: global, absolute.
     file.extend([0; 24]);
-    word(&mut file, &[1, 0x10]);
+    word(&mut file, &[1, 0xfff1_0010]);
     long(&mut file, &[TOHOST, 8]);
     file.extend(names);
     let mut section = |kind: u32, at: usize, len: usize, link: u32, entry: u64| {
@@ -96,6 +98,31 @@ fn an_endless_loop_of_exceptions_comes_to_its_limit() {
     let mut machine = boot(&[0, 0], 2);
     assert_eq!(machine.run(100_000), Exit::Limit);
     assert_eq!(machine.moment().icount, 100_000);
+}
+
+#[test]
+fn a_damaged_program_is_refused_or_loaded() {
+    const MEMORY_BYTES: u64 = 1 << 20;
+    let whole = elf(&[0x0000_006f]);
+    assert!(is_bare(&whole), "its symbols are read");
+    let take = |image: Vec<u8>| {
+        let _ = (is_bare(&image), Signature::find(&image));
+        if let Ok(plan) = BootPlan::new(&BootImages::bare(image.into()), MEMORY_BYTES) {
+            plan.load(&mut Ram::new(MEMORY_BYTES / 4096), b"device tree");
+        }
+    };
+    (0..whole.len()).for_each(|len| take(whole[..len].to_vec()));
+    for position in 0..whole.len() * 8 {
+        let mut flipped = whole.to_vec();
+        flipped[position / 8] ^= 1 << (position % 8);
+        take(flipped);
+    }
+    // Offsets, sizes and counts that fit nowhere.
+    for position in 0..whole.len() - 8 {
+        let mut wide = whole.to_vec();
+        wide[position..position + 8].fill(0xff);
+        take(wide);
+    }
 }
 
 #[test]

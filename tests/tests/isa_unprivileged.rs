@@ -1,6 +1,6 @@
 //! Every unprivileged instruction on operands whose result is known from the specification.
 
-use secondwind_tests::differential::directed::Directed;
+use secondwind_tests::differential::directed::{Directed, Ended};
 use secondwind_tests::differential::encode::{csr::*, *};
 use secondwind_tests::differential::layout::DATA;
 
@@ -108,6 +108,17 @@ fn multiplication_and_division() {
         ("remw", div(6), 0x8000_0000, 0xffff_ffff, 0),
         ("remw", div(6), 0x8000_0005, 0, 0xffff_ffff_8000_0005),
         ("remuw", div(7), 0x8000_0005, 0, 0xffff_ffff_8000_0005),
+    ]);
+}
+
+#[test]
+fn conditional_zeroing() {
+    let (eqz, nez) = (op(0x33, 5, 0x07), op(0x33, 7, 0x07));
+    check_registers(&[
+        ("czero.eqz", eqz, MAX, 0, 0),
+        ("czero.eqz", eqz, MAX, MIN, MAX),
+        ("czero.nez", nez, MAX, 0, MAX),
+        ("czero.nez", nez, MAX, 1 << 32, 0),
     ]);
 }
 
@@ -314,6 +325,34 @@ fn atomics() {
     }
 }
 
+/// Each that is not above, in both sizes.
+#[test]
+fn atomics_of_words_leave_the_rest_alone() {
+    let amo = |funct5: u32| r(0x202f | funct5 << 27, A2, A0, A1);
+    // Memory and operand: the lower halves count.
+    let (before, operand) = (0xaaaa_aaaa_8000_000f, 0x5555_5555_0000_0033u64);
+    for (name, word, after) in [
+        ("amoswap.w", amo(0x01), 0x33),
+        ("amoadd.w", amo(0x00), 0x8000_0042),
+        ("amoxor.w", amo(0x04), 0x8000_003c),
+        ("amoand.w", amo(0x0c), 0x03),
+        ("amoor.w", amo(0x08), 0x8000_003f),
+        ("amomin.w", amo(0x10), 0x8000_000f),
+        ("amomax.w", amo(0x14), 0x33),
+        ("amominu.w", amo(0x18), 0x33),
+        ("amomaxu.w", amo(0x1c), 0x8000_000f),
+    ] {
+        // The ordering bits change nothing here.
+        for ordering in 0..4u32 {
+            let mut directed = Directed::new();
+            directed.memory_u64(DATA, before).load(A0, DATA).load(A1, operand);
+            let ended = directed.word(word | ordering << 25).run();
+            assert_eq!(ended.x(A2), 0xffff_ffff_8000_000f, "{name}");
+            assert_eq!(ended.memory_u64(DATA), 0xaaaa_aaaa_0000_0000 | after, "{name}");
+        }
+    }
+}
+
 #[test]
 fn reservations() {
     let lr = |rd, rs1| r(0x1000_302f, rd, rs1, 0);
@@ -443,4 +482,88 @@ fn code_that_changes_itself() {
     directed.load(14, 3);
     directed.asm.branch(1, 13, 14, again);
     assert_eq!(directed.run().x(A2), 1 + 2 + 2);
+}
+
+#[test]
+fn compressed_jumps_branches_and_stores() {
+    // Two bytes on: a skipped half is one that would change a2.
+    let c_li_a2: u16 = 0x4605;
+    for (name, half, a0, taken) in [
+        ("c.j .+4", 0xa011, 0, true),
+        ("c.beqz a0, .+4", 0xc111, 0, true),
+        ("c.beqz a0, .+4", 0xc111, MIN, false),
+        ("c.bnez a0, .+4", 0xe111, MIN, true),
+        ("c.bnez a0, .+4", 0xe111, 0, false),
+    ] {
+        let mut directed = Directed::new();
+        directed.load(A0, a0);
+        [half, c_li_a2, C_NOP].into_iter().for_each(|half| directed.asm.half(half));
+        assert_eq!(directed.run().x(A2) == 0, taken, "{name} of {a0:#x}");
+    }
+    for (name, half, links) in [("c.jr a0", 0x8502, false), ("c.jalr a0", 0x9502, true)] {
+        let mut directed = Directed::new();
+        let to = directed.asm.label();
+        directed.asm.address_of(A0, to);
+        let after = directed.asm.here() + 2;
+        [half, c_li_a2].into_iter().for_each(|half| directed.asm.half(half));
+        directed.asm.bind(to);
+        let ended = directed.run();
+        assert_eq!((ended.x(A2), ended.x(RA)), (0, if links { after } else { 0 }), "{name}");
+    }
+    const VALUE: u64 = 0x8877_6655_4433_2211;
+    let stack = DATA + 0x100;
+    // To 8 bytes above, all of it or the lower half; from float registers as they lie.
+    for (name, half, stored) in [
+        ("c.sdsp a1, 8", 0xe42e, VALUE),
+        ("c.swsp a1, 8", 0xc42e, VALUE & 0xffff_ffff),
+        ("c.sd a1, 8(a0)", 0xe50c, VALUE),
+        ("c.sw a1, 8(a0)", 0xc50c, VALUE & 0xffff_ffff),
+        ("c.fsdsp fa1, 8", 0xa42e, VALUE),
+        ("c.fsd fa1, 8(a0)", 0xa50c, VALUE),
+    ] {
+        let mut directed = Directed::new();
+        directed.load(SP, stack).load(A0, stack).load(A1, VALUE).word(r(0xf200_0053, A1, A1, 0));
+        directed.asm.half(half);
+        assert_eq!(directed.run().memory_u64(stack + 8), stored, "{name}");
+    }
+    for (name, half) in [("c.fldsp fa2, 8", 0x2622), ("c.fld fa2, 8(a0)", 0x2510)] {
+        let mut directed = Directed::new();
+        directed.memory_u64(stack + 8, VALUE).load(SP, stack).load(A0, stack);
+        directed.asm.half(half);
+        assert_eq!(directed.run().f(A2), VALUE, "{name}");
+    }
+}
+
+#[test]
+fn float_loads_and_stores_move_bits() {
+    let (flw, fsw) = (i(0x2007, A2, A0, 0), s(0x2027, A0, A1, 0));
+    for bits in [0x7f80_0001u64, 0x3f80_0000, 0] {
+        let mut directed = Directed::new();
+        let ended = directed.memory_u64(DATA, 0x1234_5678 << 32 | bits).load(A0, DATA).word(flw).run();
+        assert_eq!(ended.f(A2), 0xffff_ffff_0000_0000 | bits, "flw boxes");
+        let mut directed = Directed::new();
+        directed.load(A1, 0x1234_5678 << 32 | bits).word(r(0xf200_0053, A1, A1, 0)).load(A0, DATA);
+        assert_eq!(directed.word(fsw).run().memory_u64(DATA), bits, "fsw stores whatever is there");
+    }
+}
+
+#[test]
+fn hints_and_fences_do_nothing() {
+    let before = Directed::new().load(A0, 5).run();
+    for (name, word) in [
+        ("lui zero", lui(ZERO, 0x1234_5000)),
+        ("addi zero, a0, 1", addi(ZERO, A0, 1)),
+        ("slli zero", slli(ZERO, A0, 3)),
+        ("add zero", add(ZERO, A0, A0)),
+        ("prefetch.r", i(0x6013, ZERO, A0, 1)),
+        ("pause", 0x0100_000f),
+        ("fence.tso", 0x8330_000f),
+        ("fence with reserved fields", 0x0ff0_000f | A0 << 15 | A1 << 7),
+        ("fence.i", FENCE_I),
+    ] {
+        let ended = Directed::new().load(A0, 5).word(word).run();
+        assert!(ended.trap.is_none(), "{name}");
+        let registers = |ended: &Ended| (ended.x(A0), ended.x(A1), ended.x(A2), ended.x(ZERO));
+        assert_eq!(registers(&ended), registers(&before), "{name}");
+    }
 }

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use log_format::Moment;
-use machine::boot::BootPlan;
+use machine::boot::{BootPlan, is_bare};
 use machine::device::aclint::Aclint;
 use machine::device::gpio::Gpio;
 use machine::device::plic::Plic;
@@ -17,7 +17,7 @@ use machine::device::virtio::{Environment, HostFault};
 use machine::disk::{Disk, MemDisk};
 use machine::output::Outputs;
 use machine::ram::{RAM_BASE, Ram};
-use machine::{BootImages, BootKind, DiskConfig, Exit, Machine, RiscvMachine, Semantics};
+use machine::{BootImages, BootKind, DiskConfig, Exit, Machine, RiscvMachine, Semantics, Signature};
 
 const PAGES: u64 = 64;
 const RING_BYTES: u64 = 0x1_0000;
@@ -223,6 +223,11 @@ pub fn devices(data: &[u8]) -> (u64, u128) {
 pub fn boot_image(data: &[u8]) {
     const MEMORY_BYTES: u64 = 4 << 20;
     let image = Bytes::copy_from_slice(data);
+    // Symbols are read from whatever calls itself an ELF file.
+    let _ = is_bare(data);
+    if let Ok(signature) = Signature::find(data) {
+        let _ = signature.text(&Ram::new(MEMORY_BYTES / 4096), 4);
+    }
     for images in [
         BootImages::supervisor(image.clone(), Some(Bytes::from_static(b"initrd"))),
         BootImages::bare(image.clone()),
