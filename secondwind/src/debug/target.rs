@@ -49,6 +49,9 @@ pub struct DebugTarget {
     watchpoints: Vec<Watchpoint>,
     direction: Direction,
     until: Until,
+    /// The thread that gdb has selected, as far as it says so: to step back it asks for any, and
+    /// means this one.
+    selected: Tid,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl DebugTarget {
     /// When the log cannot be read.
     pub fn new(mut history: History) -> anyhow::Result<DebugTarget> {
         history.seek(history.start_icount(), &mut || false)?;
+        let selected = thread_of(history.machine().hart_in_turn());
         Ok(DebugTarget {
             history,
             reads_physical: false,
@@ -72,6 +76,7 @@ impl DebugTarget {
             watchpoints: Vec::new(),
             direction: Direction::Forth,
             until: Until::Stop,
+            selected,
         })
     }
 
@@ -86,7 +91,11 @@ impl DebugTarget {
     }
 
     /// What to tell gdb; `None` when it was gdb who interrupted.
-    fn stop_reason(&self, arrival: Arrival) -> Option<GdbStop> {
+    fn stop_reason(&mut self, arrival: Arrival) -> Option<GdbStop> {
+        self.selected = match arrival {
+            Arrival::Stopped(stop) => thread_of(stop.hart),
+            _ => self.thread_in_turn(),
+        };
         let replay_log = |pos| Some(GdbStop::ReplayLog { tid: Some(self.thread_in_turn()), pos });
         match arrival {
             Arrival::Stopped(stop) => {
@@ -188,8 +197,20 @@ impl MultiThreadBase for DebugTarget {
     }
 
     fn list_active_threads(&mut self, found: &mut dyn FnMut(Tid)) -> Result<(), Error> {
-        (0..self.history.machine().config().harts).for_each(|hart| found(thread_of(hart)));
+        // The first one stands for any.
+        found(self.selected);
+        let others = (0..self.history.machine().config().harts).map(thread_of);
+        others.filter(|thread| *thread != self.selected).for_each(found);
         Ok(())
+    }
+
+    fn is_thread_alive(&mut self, tid: Tid) -> Result<bool, Error> {
+        // gdb asks this of a thread that its user selects.
+        let is_alive = hart_of(tid) < self.history.machine().config().harts;
+        if is_alive {
+            self.selected = tid;
+        }
+        Ok(is_alive)
     }
 
     fn support_resume(&mut self) -> Option<MultiThreadResumeOps<'_, Self>> {
