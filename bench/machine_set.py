@@ -18,6 +18,7 @@ CLOCK_QUESTIONS = 300
 CLOCK_PAUSE_S = 0.05
 # An answer that took longer says more about the host's scheduler than about the clock.
 CLOCK_ROUND_TRIP_MAX_MS = 5
+AWAY_S = 3600
 CLOCK_SETTLE_S = {"idle": 3, "busy": 8}
 IDLE_SETTLE_S = 5
 # Two runs of one program on a shared host differ by this much.
@@ -171,6 +172,30 @@ def clock_stop(bench):
     return {"clock-stop": Outcome(abs(found.worst_ms), note=f"after {stop_s} s; {found.note()}")}
 
 
+def clock_restore(bench):
+    """A machine goes on from a checkpoint as if an hour had passed. Its clock must then be an hour and
+    the time since its first instruction past the moment of the checkpoint."""
+    name, port = f"bench-clock-{os.getpid()}", free_port()
+    folder = bench.folder("clock").parent
+    file, report = folder / "clock.swc", folder / "restored.json"
+    forward = ["--forward", f"{port}:{guest_clock.GUEST_PORT}"]
+    with Running(bench.secondwind("run", "--name", name, *bench.debian("clock:idle"), *forward)) as program:
+        program.wait_for("CLOCK-READY", RUN_LIMIT_S)
+        time.sleep(CLOCK_SETTLE_S["idle"])
+        taken = json_of(bench.secondwind("checkpoint", name, file, "--stop", "--json"))
+        program.wait(RUN_LIMIT_S)
+    bench.say("a machine that goes on an hour later")
+    started_ns = time.time_ns()
+    with Running(bench.secondwind("restore", file, "--away", AWAY_S, *forward, "--report", report)) as program:
+        time.sleep(1)
+        found = guest_clock.measure(port, 40, CLOCK_PAUSE_S, CLOCK_ROUND_TRIP_MAX_MS)
+        program.interrupt()
+    first_ms = 1000 * json.loads(report.read_text())["first_instruction_s"]
+    expected_ms = 1000 * AWAY_S + (taken["taken_unix_ns"] - started_ns) / 1e6 - first_ms
+    note = f"after {AWAY_S} s; known to about 10 ms, the start of a process"
+    return {"clock-restore": Outcome(abs(found.median_ms - expected_ms), note=note)}
+
+
 # --- proof --------------------------------------------------------------------------------
 
 
@@ -209,5 +234,6 @@ MEASURES = [
     Measure([Figure("clock-idle", "largest error of the guest's clock, idle", "ms", 10)], clock("idle")),
     Measure([Figure("clock-busy", "largest error of the guest's clock, under load", "ms", 10)], clock("busy")),
     Measure([Figure("clock-stop", "the same, 1 s after the process stood still", "ms", 10)], clock_stop),
+    Measure([Figure("clock-restore", "the same, 1 s after a restore an hour later", "ms", 1000)], clock_restore),
     Measure([Figure("proof", "differential and conformance tests", "s", 600)], proof),
 ]
