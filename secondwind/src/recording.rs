@@ -44,20 +44,13 @@ pub fn place_after(checkpoint: &Root, moment: log_format::Moment) -> (Position, 
 }
 
 impl Recording {
-    /// Opens the recording in a folder.
-    ///
-    /// # Errors
-    /// When there is no log, or when images or disks are not what they were when it was recorded.
-    pub fn open(dir: &Path) -> Result<Recording> {
-        Recording::open_with(dir, None)
-    }
-
-    /// As [`Recording::open`], with the secret key of the checkpoint at which the log starts,
+    /// Opens the recording in a folder, with the secret key of the checkpoint at which the log starts,
     /// where that is encrypted.
     ///
     /// # Errors
-    /// The same, and when that key is missing or another.
-    pub fn open_with(dir: &Path, secret: Option<&SecretKey>) -> Result<Recording> {
+    /// When there is no log, or when images, disks or the checkpoint are not what they were when
+    /// it was recorded.
+    pub fn open(dir: &Path, secret: Option<&SecretKey>) -> Result<Recording> {
         let reader = LogReader::open(dir)?;
         let vm = Vm::from_recording(dir, &reader.header().boot)?;
         let machine = vm.build(DiskMode::Overlay)?;

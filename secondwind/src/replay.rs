@@ -53,7 +53,7 @@ const DIVERGED: u8 = 3;
 /// Runs `secondwind replay`.
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
-    let Recording { mut reader, mut replayer, .. } = Recording::open_with(&args.dir, secret.as_ref())?;
+    let Recording { mut reader, mut replayer, .. } = Recording::open(&args.dir, secret.as_ref())?;
     if let Some(icount) = args.to {
         let first = replayer.moment().icount;
         if icount < first {

@@ -19,7 +19,7 @@ fn recorded() -> &'static Recorded {
     static RECORDED: OnceLock<Recorded> = OnceLock::new();
     RECORDED.get_or_init(|| {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/debug");
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("room for a folder");
         let (elf, recording) = (folder.path().join("program.elf"), folder.path().join("rec"));
         let compiled = Command::new("riscv64-unknown-elf-gcc")
             .args([
@@ -60,13 +60,13 @@ fn secondwind(arguments: &[&std::ffi::OsStr]) -> Output {
 fn gdb(commands: &[&str]) -> String {
     use std::os::unix::fs::PermissionsExt;
     let Recorded { elf, recording, .. } = recorded();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("room for a folder");
     let script = folder.path().join("gdb");
     // Only once connected: the commands come behind those that `debug` gives.
     let quoted: Vec<String> = commands.iter().map(|command| format!("-ex '{command}'")).collect();
     let text = format!("#!/bin/sh\nexec gdb-multiarch -nx -batch \"$@\" {} 2>&1\n", quoted.join(" "));
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&script, text).expect("room for a script");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("its owner may");
     let output = Command::new(SECONDWIND)
         .arg("debug")
         .arg(recording)
@@ -268,7 +268,7 @@ fn a_flipped_bit_in_a_compiled_program_is_narrowed_down_by_diff() {
 
 #[test]
 fn wrong_usage_is_told_in_one_line() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("room for a folder");
     let empty = folder.path().as_os_str();
     let cases: [(&[&std::ffi::OsStr], i32); 6] = [
         (&["debug".as_ref(), empty], 1),

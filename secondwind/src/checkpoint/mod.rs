@@ -141,7 +141,7 @@ const STEP_INSTRUCTIONS: u64 = 20_000_000;
 fn of_recording(dir: &Path, icount: u64, request: &CheckpointRequest) -> Result<Value> {
     let started = Instant::now();
     let secret = keys::secret_key(request.encrypt.as_deref())?;
-    let mut recording = Recording::open_with(dir, secret.as_ref())?;
+    let mut recording = Recording::open(dir, secret.as_ref())?;
     let prepared = Prepared::new(request, &recording.vm)?;
     let replayer = &mut recording.replayer;
     replayer.stop_at(icount);

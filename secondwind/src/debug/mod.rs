@@ -50,6 +50,9 @@ pub struct DebugArgs {
     /// ELF file with symbols: the guest's kernel (vmlinux) or program
     #[arg(long, value_name = "ELF")]
     symbols: Option<PathBuf>,
+    /// Secret key, where the recording is of a machine restored from an encrypted checkpoint
+    #[arg(long, value_name = "FILE")]
+    decrypt: Option<PathBuf>,
     /// Memory that snapshots may take, which make the way back short
     #[arg(long, value_name = "SIZE")]
     snapshot_memory: Option<String>,
@@ -62,7 +65,9 @@ pub fn debug(args: DebugArgs) -> Result<ExitCode> {
     }
     let snapshot_bytes = args.snapshot_memory.as_deref().map(parse_size_bytes).transpose();
     let snapshot_bytes = snapshot_bytes.context("--snapshot-memory")?.unwrap_or(DEFAULT_SNAPSHOT_BYTES);
-    let history = History::new(Recording::open(&args.dir)?, snapshot_bytes);
+    let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
+    let recording = Recording::open(&args.dir, secret.as_ref())?;
+    let history = History::new(recording, snapshot_bytes);
     let mut target = DebugTarget::new(history)?;
     match &args.gdb {
         Some(gdb) => with_gdb(&mut target, gdb, args.symbols.as_deref()),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use backup::Divergence;
 use serde_json::json;
+use store::checkpoint::SecretKey;
 
 use crate::history::{Arrival, DEFAULT_SNAPSHOT_BYTES, Flip, History, Until};
 use crate::recording::Recording;
@@ -39,6 +40,9 @@ pub struct DiffArgs {
     a: PathBuf,
     /// Folder of the other recording; may be the same
     b: PathBuf,
+    /// Secret key, where a recording is of a machine restored from an encrypted checkpoint
+    #[arg(long, value_name = "FILE")]
+    decrypt: Option<PathBuf>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -57,7 +61,8 @@ struct Findings {
 
 /// Runs `secondwind diff`.
 pub fn diff(args: DiffArgs) -> Result<ExitCode> {
-    let findings = compare(&args.a, &args.b, args.flip_bit)?;
+    let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
+    let findings = compare(&args.a, &args.b, secret.as_ref(), args.flip_bit)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings.to_json())?);
     } else {
@@ -66,14 +71,14 @@ pub fn diff(args: DiffArgs) -> Result<ExitCode> {
     Ok(if findings.are_equal() { ExitCode::SUCCESS } else { ExitCode::from(DIFFERENT) })
 }
 
-fn compare(a: &Path, b: &Path, flip: Option<Flip>) -> Result<Findings> {
+fn compare(a: &Path, b: &Path, secret: Option<&SecretKey>, flip: Option<Flip>) -> Result<Findings> {
     let logs = LogDifferences::between(a, b)?;
     let mut findings = Findings { logs, divergences: [None, None], parting: None };
     if !findings.logs.machine.is_empty() {
         return Ok(findings);
     }
     let mut shown = Shown::new();
-    let mut sides = [open(a)?, open(b)?];
+    let mut sides = [open(a, secret)?, open(b, secret)?];
     check_flip(&sides[1], flip)?;
     sides[1].set_flip(flip);
     for (side, history) in sides.iter_mut().enumerate() {
@@ -108,8 +113,8 @@ fn compare(a: &Path, b: &Path, flip: Option<Flip>) -> Result<Findings> {
     Ok(findings)
 }
 
-fn open(dir: &Path) -> Result<History> {
-    Ok(History::new(Recording::open(dir)?, DEFAULT_SNAPSHOT_BYTES / 2))
+fn open(dir: &Path, secret: Option<&SecretKey>) -> Result<History> {
+    Ok(History::new(Recording::open(dir, secret)?, DEFAULT_SNAPSHOT_BYTES / 2))
 }
 
 fn check_flip(history: &History, flip: Option<Flip>) -> Result<()> {

@@ -16,7 +16,7 @@ fn a_recording_is_equal_to_itself_and_to_its_copy() {
     made::ledger(&one, 1);
     made::ledger(&copy, 1);
     for other in [&one, &copy] {
-        let findings = compare(&one, other, None).unwrap();
+        let findings = compare(&one, other, None, None).unwrap();
         assert!(findings.are_equal(), "{:?}", findings.lines());
         assert!(findings.to_json()["equal"].as_bool().unwrap());
     }
@@ -28,7 +28,7 @@ fn the_first_event_that_differs_is_named() {
     let (one, other) = (folder.path().join("one"), folder.path().join("other"));
     made::ledger(&one, 1);
     made::ledger(&other, 2);
-    let findings = compare(&one, &other, None).unwrap();
+    let findings = compare(&one, &other, None, None).unwrap();
     assert!(!findings.are_equal());
     let lines = findings.lines();
     assert!(lines[0].starts_with("event 0 differs: A icount 0 at 0.000000 s: entropy seed"), "{lines:?}");
@@ -41,7 +41,7 @@ fn the_first_event_that_differs_is_named() {
 fn a_flipped_bit_is_narrowed_down_to_its_instruction() {
     let folder = tempfile::tempdir().unwrap();
     made::ledger(folder.path(), 8);
-    let mut plain = open(folder.path()).unwrap();
+    let mut plain = open(folder.path(), None).unwrap();
     plain.resume(Until::Stop, &mut never).unwrap();
     let (last, digest) = (plain.moment().icount, plain.machine_mut().digest());
     let mut seed: u64 = 77;
@@ -57,10 +57,10 @@ fn a_flipped_bit_is_narrowed_down_to_its_instruction() {
             register: 1 + roll(31) as usize,
             bit: roll(64) as u32,
         };
-        let findings = compare(folder.path(), folder.path(), Some(flip)).unwrap();
+        let findings = compare(folder.path(), folder.path(), None, Some(flip)).unwrap();
         assert!(findings.logs.is_empty() && findings.divergences[0].is_none());
         let Some(divergence) = &findings.divergences[1] else {
-            let mut flipped = open(folder.path()).unwrap();
+            let mut flipped = open(folder.path(), None).unwrap();
             flipped.set_flip(Some(flip));
             flipped.resume(Until::Stop, &mut never).unwrap();
             assert_eq!(flipped.machine_mut().digest(), digest, "{flip} left a trace that nobody saw");

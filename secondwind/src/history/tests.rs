@@ -11,7 +11,7 @@ fn never() -> bool {
 }
 
 fn open(dir: &std::path::Path) -> History {
-    History::new(Recording::open(dir).expect("it was just made"), 64 << 20)
+    History::new(Recording::open(dir, None).expect("it was just made"), 64 << 20)
 }
 
 struct Dice(u64);
@@ -114,7 +114,7 @@ fn snapshots_keep_to_their_bytes_and_stay_exact() {
     end.resume(Until::Stop, &mut never).unwrap();
     let last = end.moment().icount;
     let with_snapshots = |limit_bytes: u64| {
-        let mut history = History::new(Recording::open(folder.path()).unwrap(), limit_bytes);
+        let mut history = History::new(Recording::open(folder.path(), None).unwrap(), limit_bytes);
         for part in 1..20 {
             history.seek(last * part / 20, &mut never).unwrap();
             history.take_snapshot();
