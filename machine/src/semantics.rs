@@ -53,6 +53,11 @@ impl Semantics {
         self.0 >= 2
     }
 
+    /// Whether protection is asked before accessed and dirty bits are set in a page table.
+    pub(crate) fn protects_entry_updates(self) -> bool {
+        self.0 >= 2
+    }
+
     /// Whether the trigger CSRs exist, and say that there are no triggers.
     pub(crate) fn has_trigger_csrs(self) -> bool {
         self.0 >= 2

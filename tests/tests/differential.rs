@@ -60,6 +60,8 @@ fn assert_covered(coverage: &Coverage) {
     assert!(never.is_empty(), "never executed: {never:?}");
     let never = coverage.never_accessed();
     assert!(never.is_empty(), "CSRs never accessed: {never:x?}");
+    let never = coverage.never_rounded();
+    assert!(never.is_empty(), "rounding modes never used: {never:?}");
     let never = coverage.never_taken();
     assert!(never.is_empty(), "traps never taken: {never:x?}");
 }

@@ -170,6 +170,36 @@ fn mprv_lends_the_protection_too() {
 }
 
 #[test]
+fn accessed_and_dirty_bits_are_set_where_tables_may_be_written_to() {
+    // Sv39: the first gigabyte leads to memory. The code is in M-mode, and borrows S-mode's rights.
+    const LEAF: u64 = 0x8000_0000 >> 12 << 10 | 0x7;
+    const ACCESSED: u64 = 1 << 6;
+    const DIRTY: u64 = 1 << 7;
+    const ADUE: u64 = 1 << 61;
+    let offset = DATA - 0x8000_0000;
+    for (rights, word, updated) in [
+        (R | W, ld(A2, A0, 0), Ok(ACCESSED)),
+        (R | W, sd(A1, A0, 0), Ok(ACCESSED | DIRTY)),
+        (R, ld(A2, A0, 0), Err(5)),
+        (R, sd(A1, A0, 0), Err(7)),
+        (0, ld(A2, A0, 0), Err(5)),
+    ] {
+        let mut directed = Directed::new();
+        directed.memory_u64(TABLES, LEAF).memory_u64(DATA, VALUE);
+        directed.set(MENVCFG, ADUE).set(SATP, 8 << 60 | TABLES >> 12);
+        directed.set(PMPADDR0 + 1, EVERYWHERE).set(PMPADDR0, napot(TABLES, 4096));
+        directed.set(PMPCFG0, u64::from(NAPOT | R | W | X) << 8 | u64::from(NAPOT | rights));
+        directed.load(A0, offset).load(A1, 9);
+        directed
+            .set(MSTATUS, MPRV | (Mode::Supervisor as u64) << 11)
+            .words(&[word, csrrw(ZERO, MSTATUS, ZERO)]);
+        let ended = directed.run();
+        assert_eq!(fault(&ended), updated.err().map(|cause| (cause, offset)), "{rights}, {word:08x}");
+        assert_eq!(ended.memory_u64(TABLES), LEAF | updated.unwrap_or(0), "{rights}, {word:08x}");
+    }
+}
+
+#[test]
 fn locked_entries_stay_as_they_are() {
     let mut directed = Directed::new();
     // Entry 2 locked as TOR, which locks the address below it too.

@@ -172,7 +172,7 @@ impl Hart {
             if target & offset != 0 || !self.is_allowed(entry, access, mode) {
                 return Err(access.page_fault(address));
             }
-            self.update_entry(ram, entry_address, entry, access).ok_or_else(|| access.page_fault(address))?;
+            self.update_entry(ram, entry_address, entry, access).map_err(|fault| fault(access, address))?;
             return Ok(target | address & offset);
         }
         Err(access.page_fault(address))
@@ -260,18 +260,30 @@ impl Hart {
             }
     }
 
-    /// Sets the accessed and dirty bits; `None` where that must be left to software.
-    fn update_entry(&mut self, ram: &mut Ram, address: u64, entry: u64, access: Access) -> Option<()> {
+    /// Sets the accessed and dirty bits. Fails with what the access gets: a page fault where it
+    /// is left to software, an access fault where the entry may not be written to.
+    fn update_entry(
+        &mut self,
+        ram: &mut Ram,
+        address: u64,
+        entry: u64,
+        access: Access,
+    ) -> Result<(), fn(Access, u64) -> Trap> {
         let wanted = PTE_ACCESSED | if access == Access::Store { PTE_DIRTY } else { 0 };
         if entry & wanted == wanted {
-            return Some(());
+            return Ok(());
         }
         if self.csrs.menvcfg & MENVCFG_ADUE == 0 {
-            return None;
+            return Err(Access::page_fault);
         }
-        ram.write_entry_bits(address, entry | wanted).ok()?;
+        if self.options.semantics.protects_entry_updates()
+            && !self.csrs.pmp.allows(address, 8, Access::Store, Privilege::Supervisor)
+        {
+            return Err(Access::access_fault);
+        }
+        ram.write_entry_bits(address, entry | wanted).map_err(|_| Access::page_fault as fn(_, _) -> _)?;
         self.attention |= self.lags_behind(ram);
-        Some(())
+        Ok(())
     }
 
     /// Fills the TLB for a page that was just translated for a data access.

@@ -53,7 +53,7 @@ const CSRS: [RangeInclusive<u32>; 18] = [
     0xb00..=0xb00,
     0xb02..=0xb02,
     0xc00..=0xc02,
-    0xf14..=0xf14,
+    0xf14..=0xf15,
 ];
 
 /// Exceptions that each mode can meet besides `ecall`. Not 0: with compressed instructions
@@ -116,6 +116,11 @@ impl Coverage {
     /// The CSRs that no instruction accessed.
     pub fn never_accessed(&self) -> Vec<u32> {
         CSRS.into_iter().flatten().filter(|number| !self.csrs.contains_key(number)).collect()
+    }
+
+    /// The rounding modes that no instruction had; that in `frm` is 7.
+    pub fn never_rounded(&self) -> Vec<u32> {
+        [0, 1, 2, 3, 4, 7].into_iter().filter(|mode| !self.rounding_modes.contains_key(mode)).collect()
     }
 
     /// The traps that were never taken: each from each mode, by both handlers.

@@ -154,7 +154,9 @@ fn put_status(block: &mut Block<'_>) {
 fn put_protection(block: &mut Block<'_>) {
     let rd = block.target();
     if block.random.chance(400) {
-        let number = PMPADDR0 + block.random.between(1, 15) as u32;
+        // Entries from 16 on exist as zeros.
+        let last = if block.random.chance(900) { 15 } else { 63 };
+        let number = PMPADDR0 + block.random.between(1, last) as u32;
         let source = block.register();
         block.asm.words(&[csrrw(ZERO, number, source), csrrs(rd, number, ZERO)]);
         return;
@@ -181,7 +183,9 @@ fn put_translation(block: &mut Block<'_>, mode: Mode) {
 
 fn put_timer(block: &mut Block<'_>) {
     let rd = block.target();
-    let value = *block.random.pick(&[0, u64::MAX, 1 << 62]);
+    // Past, or far from now.
+    let any = block.random.next_u64() | 1 << 50;
+    let value = *block.random.pick(&[0, u64::MAX, any]);
     put_value(block, STIMECMP, value);
     block.asm.word(csrrs(rd, STIMECMP, ZERO));
     put_value(block, STIMECMP, u64::MAX);

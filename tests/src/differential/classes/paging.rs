@@ -54,6 +54,9 @@ const CHANGES_PER_SEGMENT: u64 = 6;
 const RETURNS: u64 = 0x8082_8082_8082_8082;
 /// Lower half of `addi x0, ...`, at the end of a page of code.
 const NOP_HALF: u16 = 0x0013;
+/// `pmpcfg`: a naturally aligned power of two; with all rights.
+const NAPOT: u64 = 3 << 3;
+const OPEN: u64 = NAPOT | 7;
 /// `menvcfg.ADUE`.
 const ADUE: u64 = 1 << 61;
 
@@ -143,6 +146,10 @@ fn any_satp(random: &mut Random) -> u64 {
 
 pub(super) fn put_body(block: &mut Block<'_>) {
     put_environment(block);
+    let is_protected = block.random.chance(300);
+    if is_protected {
+        put_protection(block);
+    }
     for _ in 0..SEGMENTS {
         put_changes(block);
         let status = block.random.next_u64() & (STATUS_SUM | STATUS_MXR) | STATUS_FS;
@@ -158,6 +165,31 @@ pub(super) fn put_body(block: &mut Block<'_>) {
         block.some_items(ITEMS_PER_SEGMENT, |block| put_item(block, mode));
         block.leave();
     }
+    if is_protected {
+        put_value(block, PMPCFG0, OPEN);
+        put_value(block, PMPADDR0, u64::MAX >> 10);
+    }
+}
+
+/// Takes rights to a page of tables away. Not of data: what crosses into such a page is one
+/// access for QEMU's protection, and two for ours.
+fn put_protection(block: &mut Block<'_>) {
+    let random = &mut block.random;
+    // Not the roots, by which the code itself is reached.
+    let level_0 = LEVEL_0 + random.between(0, LEVEL_0_TABLES - 1) * PAGE_BYTES;
+    let page = *random.pick(&[LEVEL_1, LEVEL_2, level_0, level_0]);
+    // W without R is reserved.
+    let rights = *random.pick(&[0, 1, 3, 4, 5]);
+    put_value(block, PMPADDR0 + 1, u64::MAX >> 10);
+    put_value(block, PMPADDR0, page >> 2 | (PAGE_BYTES / 8 - 1));
+    put_value(block, PMPCFG0, OPEN << 8 | NAPOT | rights);
+    block.asm.word(SFENCE_VMA);
+}
+
+fn put_value(block: &mut Block<'_>, number: u32, value: u64) {
+    let register = block.scratch(ZERO);
+    block.asm.constant(register, value);
+    block.asm.word(csrrw(ZERO, number, register));
 }
 
 /// Loads and stores from M-mode in the name of another.
