@@ -11,6 +11,8 @@ pub mod decoders;
 pub mod disk;
 #[path = "../../netbuf/tests/common/inputs.rs"]
 pub mod inputs;
+#[path = "../../store/tests/common/checkpoint_bytes.rs"]
+pub mod checkpoint_bytes;
 #[path = "../../store/tests/common/records.rs"]
 pub mod records;
 #[path = "../../machine/tests/common/scripts.rs"]

@@ -170,10 +170,10 @@ impl Vm {
     /// Puts these behind the network ports instead of what is there, where they are given.
     pub fn plug_nets(&mut self, nets: &[String], forwards: &[String]) -> Result<()> {
         if !nets.is_empty() {
-            if nets.len() != self.nets.len() {
+            if nets.len() != self.config.nets.len() {
                 bail!(
                     "the machine has {} network ports, {} are named; name all with --net",
-                    self.nets.len(),
+                    self.config.nets.len(),
                     nets.len()
                 );
             }

@@ -223,6 +223,31 @@ fn wrong_words_are_one_line() {
     desk.refused(&["checkpoint", "direct", "direct.swc"], &["disk", "snapshot"]);
 }
 
+/// Files of the first version of the format: a full one and one that builds on it, both encrypted,
+/// and one in the clear with the same state as the second.
+#[test]
+fn checkpoints_of_earlier_versions_restore() {
+    let desk = Desk::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/checkpoint-v1");
+    let path = |name: &str| golden.join(name).display().to_string();
+    let (trust, secret) = (path("signer.pub"), path("secret.key"));
+    for (name, digest, files) in [
+        ("full.swc", "ee5fda74617f0e9a2b4f5a32ec737d6e", 1),
+        ("incremental.swc", "a59ab7148607f4effc9f945c8b47cf64", 2),
+        ("plain.swc", "a59ab7148607f4effc9f945c8b47cf64", 1),
+    ] {
+        let file = path(name);
+        let words = ["restore", &file, "--trust", &trust, "--decrypt", &secret];
+        let found = desk.json(&[&words[..], &["--verify", "--json"]].concat());
+        assert_eq!((&found["digest"], found["semantics"].as_u64()), (&digest.into(), Some(1)), "{name}");
+        assert_eq!(found["files"].as_array().map(Vec::len), Some(files), "{name}");
+        let dir = format!("rec-{name}");
+        let live = ["--net", "none", "--for", "0.2", "--record", &dir];
+        desk.good(&[&words[..], &live].concat());
+        desk.good(&["replay", &dir, "--decrypt", &secret]);
+    }
+}
+
 /// SIGKILL at any moment of writing leaves the file that was there before.
 #[test]
 fn a_killed_writer_leaves_the_old_file() {

@@ -3,6 +3,8 @@
 // Helpers of tests unwrap as tests do.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/checkpoint_bytes.rs"]
+mod checkpoint_bytes;
 #[path = "common/checkpoints.rs"]
 mod checkpoints;
 
@@ -45,6 +47,35 @@ fn pages_that_are_in_a_boot_image_cost_next_to_nothing() {
     assert!(with.bytes < without.bytes);
     let refused = desk.read(&desk.path("with"), &[]).unwrap_err();
     assert!(matches!(refused, CheckpointError::OtherImage { .. }), "{refused}");
+}
+
+#[test]
+fn pages_that_are_almost_in_a_boot_image_cost_little() {
+    let desk = Desk::new();
+    let mut state = State { pages: vec![], blocks: vec![], ..State::some() };
+    let kernel = state.images[0].bytes.clone();
+    for page in 0..20 {
+        let mut data = kernel[page * 4096..(page + 1) * 4096].to_vec();
+        if page > 2 {
+            data[100 * page..][..8].fill(9);
+        }
+        state.pages.push(log_format::Page { index: 300 + page as u64, data: Some(data.into()) });
+    }
+    let written = desk.write("patched", &state, How::default()).unwrap();
+    assert_eq!((written.own_units, written.image_units), (17, 3));
+    assert!(written.bytes < 4000, "{} bytes for 17 pages that do not compress", written.bytes);
+    let path = desk.path("patched");
+    assert_eq!(desk.read(&path, &state.image_bytes()).unwrap(), state);
+    let mut other = kernel.to_vec();
+    other[5 * 4096] ^= 1;
+    assert!(desk.read(&path, &[other.into()]).is_err(), "the hash of each page is checked");
+
+    let base = CheckpointFile::open(&path, &desk.trust(), None).unwrap();
+    let mut later = state.clone();
+    later.pages[7].data = Some(checkpoints::unit(1));
+    let more = desk.write("more", &later, How { base: Some(&base), ..How::default() }).unwrap();
+    assert_eq!((more.own_units, more.base_units, more.image_units), (1, 16, 3));
+    assert_eq!(desk.read(&desk.path("more"), &later.image_bytes()).unwrap(), later);
 }
 
 #[test]
@@ -245,4 +276,51 @@ fn keys_are_not_overwritten_and_foreign_ones_are_named() {
     use std::os::unix::fs::PermissionsExt;
     let mode = |name: &str| std::fs::metadata(desk.path(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("sign"), mode("secret")), (0o600, 0o600));
+}
+
+/// Mutated files with hashes and signature made good: a value or an error, never a panic. The
+/// fuzz target `checkpoint_file` goes further; this part runs everywhere, from a fixed seed.
+#[test]
+fn mutated_files_that_are_signed_again() {
+    let desk = Desk::new();
+    let mut state = State::some();
+    state.images.clear();
+    state.pages.truncate(300);
+    desk.write("whole", &state, How::default()).unwrap();
+    let whole = std::fs::read(desk.path("whole")).unwrap();
+    let path = desk.path("mutant");
+    let resealed = checkpoint_bytes::resealed(&whole).unwrap();
+    assert_eq!(checkpoint_bytes::file(&resealed, &path), Some(330), "resealing harms nothing");
+
+    let mut seed = 1u64;
+    let mut random = |limit: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) as usize % limit
+    };
+    let index_at =
+        u64::from_le_bytes(whole[whole.len() - 160..whole.len() - 152].try_into().unwrap()) as usize;
+    let (mut good, mut bad) = (0, 0);
+    for _ in 0..1500 {
+        let mut mutant = whole.clone();
+        for _ in 0..=random(2) {
+            // Header, description, table and index rather than the bytes of pages.
+            let at = match random(4) {
+                0 => random(64),
+                1 => 64 + random(600),
+                2 => index_at - 1 - random(2000),
+                _ => index_at + random(whole.len() - 168 - index_at),
+            };
+            match random(3) {
+                0 => mutant[at] ^= 1 << random(8),
+                1 => mutant[at] = random(256) as u8,
+                _ => mutant[at] = [0, 1, 0x7f, 0xff][random(4)],
+            }
+        }
+        let Some(mutant) = checkpoint_bytes::resealed(&mutant) else { continue };
+        match checkpoint_bytes::file(&mutant, &path) {
+            Some(_) => good += 1,
+            None => bad += 1,
+        }
+    }
+    assert!(good > 50 && bad > 300, "{good} good, {bad} bad");
 }

@@ -70,14 +70,29 @@ pub enum Source {
         /// Page of it that the first unit is. An image's last page is filled up with zeros.
         first_page: u64,
     },
+    /// Almost as in a boot image: among this file's units lies what they differ by, each byte
+    /// XORed with the image's.
+    Patched {
+        /// Index of the image in the description.
+        image: u8,
+        /// Page of it that the first unit differs from.
+        first_page: u64,
+        /// Of the units themselves.
+        hashes: Vec<UnitHash>,
+    },
 }
 
 impl Source {
     fn hashes(&self) -> &[UnitHash] {
         match self {
-            Source::Own(hashes) | Source::Base(hashes) => hashes,
+            Source::Own(hashes) | Source::Base(hashes) | Source::Patched { hashes, .. } => hashes,
             Source::Image { .. } => &[],
         }
+    }
+
+    /// Whether the file's own units have something for these.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Source::Own(_) | Source::Patched { .. })
     }
 }
 
@@ -127,6 +142,7 @@ struct RawRun(u16, u64, u32, u8, u8, u64, #[serde(with = "serde_bytes")] Vec<u8>
 const OWN: u8 = 1;
 const BASE: u8 = 2;
 const IMAGE: u8 = 3;
+const PATCHED: u8 = 4;
 
 impl Table {
     /// Adds a unit that lies after all others. `image` is where it is in a boot image, or it
@@ -144,6 +160,13 @@ impl Table {
                 }
                 (Source::Image { image, first_page }, Source::Image { image: other, first_page: page }) => {
                     image == other && first_page.checked_add(u64::from(last.count)) == Some(*page)
+                }
+                (
+                    Source::Patched { image, first_page, hashes },
+                    Source::Patched { image: other, first_page: page, hashes: more },
+                ) if image == other && first_page.checked_add(u64::from(last.count)) == Some(*page) => {
+                    hashes.extend(more);
+                    true
                 }
                 _ => false,
             };
@@ -212,11 +235,13 @@ impl Table {
             if run.last().index() >= limit {
                 return Err(outside("the machine"));
             }
+            if run.source.is_own() {
+                own += u64::from(run.count);
+            }
             match &run.source {
-                Source::Own(_) => own += u64::from(run.count),
                 Source::Base(_) if !shape.has_base => return Err(outside("a file without a base")),
-                Source::Base(_) => {}
-                Source::Image { image, first_page } => {
+                Source::Own(_) | Source::Base(_) => {}
+                Source::Image { image, first_page } | Source::Patched { image, first_page, .. } => {
                     let bytes = shape.image_bytes.get(usize::from(*image)).copied().unwrap_or_default();
                     let end = first_page.checked_add(u64::from(run.count));
                     if end.is_none_or(|end| end > bytes.div_ceil(UNIT_BYTES as u64)) {
@@ -274,6 +299,7 @@ impl From<&Run> for RawRun {
             Source::Own(_) => (OWN, 0, 0),
             Source::Base(_) => (BASE, 0, 0),
             Source::Image { image, first_page } => (IMAGE, image, first_page),
+            Source::Patched { image, first_page, .. } => (PATCHED, image, first_page),
         };
         RawRun(place, run.first.index(), run.count, source, image, first_page, hashes)
     }
@@ -308,6 +334,9 @@ impl TryFrom<RawRun> for Run {
             (BASE, 0, 0) => Source::Base(split()),
             (IMAGE, image, first_page) if matches!(first, UnitPlace::Page(_)) => {
                 Source::Image { image, first_page }
+            }
+            (PATCHED, image, first_page) if matches!(first, UnitPlace::Page(_)) => {
+                Source::Patched { image, first_page, hashes: split() }
             }
             (source, ..) => return Err(damaged(format!("found source {source} where none such can be"))),
         };

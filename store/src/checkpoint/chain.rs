@@ -14,7 +14,7 @@ use log_format::{CheckpointPart, DiskBlock, Page};
 use super::error::CheckpointError;
 use super::keys::{SecretKey, Trust};
 use super::reader::CheckpointFile;
-use super::units::image_page;
+use super::units::{image_page, xor};
 
 /// Most checkpoints in a chain.
 const MAX_CHAIN: usize = 256;
@@ -35,8 +35,17 @@ struct Work<'a> {
     number: u32,
     offset: u64,
     chunk: &'a Chunk,
-    /// Which of its units goes where; those from a base with the hash they must have.
-    units: Vec<(usize, UnitPlace, Option<UnitHash>)>,
+    units: Vec<Wanted>,
+}
+
+/// A unit of a chunk, and where it goes.
+struct Wanted {
+    slot: usize,
+    place: UnitPlace,
+    /// The page of a boot image that it is the difference to.
+    patches: Option<Bytes>,
+    /// What it must be, where it comes from a base or is a difference.
+    expected: Option<UnitHash>,
 }
 
 impl Chain {
@@ -141,28 +150,28 @@ impl Chain {
 
     /// Which chunks are needed for which units, and the units that are in images.
     fn plan(&self, images: &[Bytes]) -> Result<(Vec<Work<'_>>, CheckpointPart), CheckpointError> {
-        let mut needed = BTreeMap::<(usize, u64), Vec<(usize, UnitPlace, Option<UnitHash>)>>::new();
+        let mut needed = BTreeMap::<(usize, u64), Vec<Wanted>>::new();
         let mut from_images = CheckpointPart::default();
         let starts: Vec<Vec<u64>> = self.files.iter().map(|file| own_starts(file.table())).collect();
         for run in &self.files[0].table().runs {
             for within in 0..run.count {
                 let place = run.first.after(u64::from(within));
                 let expected = match &run.source {
-                    Source::Base(hashes) => hashes.get(within as usize).copied(),
+                    Source::Base(hashes) | Source::Patched { hashes, .. } => {
+                        hashes.get(within as usize).copied()
+                    }
                     Source::Own(_) | Source::Image { .. } => None,
                 };
                 match self.resolve(place, &starts)? {
-                    Found::Unit { file, unit } => {
+                    Found::Unit { file, unit, patches } => {
                         let (chunk, slot) = (unit / CHUNK_UNITS as u64, (unit % CHUNK_UNITS as u64) as usize);
-                        needed.entry((file, chunk)).or_default().push((slot, place, expected));
+                        let image_page = |(image, page)| self.image_page(file, images, image, page);
+                        let patches = patches.map(image_page).transpose()?;
+                        let wanted = Wanted { slot, place, patches, expected };
+                        needed.entry((file, chunk)).or_default().push(wanted);
                     }
                     Found::Image { file, image, page } => {
-                        let data = images.get(usize::from(image)).and_then(|image| image_page(image, page));
-                        let Some(data) = data else {
-                            let references = &self.files[file].description().images;
-                            let name = references.get(usize::from(image)).map(|image| image.name.clone());
-                            return Err(CheckpointError::OtherImage { name: name.unwrap_or_default() });
-                        };
+                        let data = self.image_page(file, images, image, page)?;
                         from_images.push(place, data);
                     }
                 }
@@ -189,6 +198,21 @@ impl Chain {
         }
     }
 
+    fn image_page(
+        &self,
+        file: usize,
+        images: &[Bytes],
+        image: u8,
+        page: u64,
+    ) -> Result<Bytes, CheckpointError> {
+        let found = images.get(usize::from(image)).and_then(|image| image_page(image, page));
+        found.ok_or_else(|| {
+            let references = &self.files[file].description().images;
+            let name = references.get(usize::from(image)).map(|image| image.name.clone());
+            CheckpointError::OtherImage { name: name.unwrap_or_default() }
+        })
+    }
+
     /// Goes down the chain to the file that holds a unit.
     fn resolve(&self, place: UnitPlace, starts: &[Vec<u64>]) -> Result<Found, CheckpointError> {
         for (number, file) in self.files.iter().enumerate() {
@@ -197,10 +221,12 @@ impl Chain {
                     .chunks()
                     .damaged("table", format!("{place:?}, which another builds on, is not in it")));
             };
+            let unit = starts[number][run] + u64::from(within);
             match &file.table().runs[run].source {
-                Source::Own(_) => {
-                    let unit = starts[number][run] + u64::from(within);
-                    return Ok(Found::Unit { file: number, unit });
+                Source::Own(_) => return Ok(Found::Unit { file: number, unit, patches: None }),
+                Source::Patched { image, first_page, .. } => {
+                    let page = first_page.saturating_add(u64::from(within));
+                    return Ok(Found::Unit { file: number, unit, patches: Some((*image, page)) });
                 }
                 Source::Image { image, first_page } => {
                     let page = first_page.saturating_add(u64::from(within));
@@ -216,12 +242,15 @@ impl Chain {
         let file = &self.files[work.file];
         let bytes = Bytes::from(file.chunks().read(work.number, work.offset, work.chunk)?);
         let mut part = CheckpointPart::default();
-        for (slot, place, expected) in &work.units {
+        for Wanted { slot, place, patches, expected } in &work.units {
             let start = slot * UNIT_BYTES;
             if start + UNIT_BYTES > bytes.len() {
                 return Err(file.chunks().damaged("table", format!("{place:?} lies outside its chunk")));
             }
-            let data = bytes.slice(start..start + UNIT_BYTES);
+            let mut data = bytes.slice(start..start + UNIT_BYTES);
+            if let Some(patched) = patches {
+                data = xor(&data, patched).into();
+            }
             if expected.is_some_and(|expected| unit_hash(&data) != expected) {
                 return Err(file
                     .chunks()
@@ -235,8 +264,17 @@ impl Chain {
 
 /// Where a unit is.
 enum Found {
-    Unit { file: usize, unit: u64 },
-    Image { file: usize, image: u8, page: u64 },
+    /// Image and page of an image that it is the difference to.
+    Unit {
+        file: usize,
+        unit: u64,
+        patches: Option<(u8, u64)>,
+    },
+    Image {
+        file: usize,
+        image: u8,
+        page: u64,
+    },
 }
 
 /// For each run, how many of the file's own units lie before it.
@@ -244,7 +282,7 @@ fn own_starts(table: &Table) -> Vec<u64> {
     let mut own = 0;
     let start = |run: &log_format::checkpoint_file::Run| {
         let before = own;
-        if matches!(run.source, Source::Own(_)) {
+        if run.source.is_own() {
             own += u64::from(run.count);
         }
         before

@@ -11,7 +11,7 @@ use super::keys::ChunkCipher;
 
 /// More threads than this would wait for the one that brings the chunks.
 const MAX_THREADS: usize = 4;
-/// zstd level.
+/// zstd level: its default.
 const LEVEL: i32 = 3;
 /// Shorter chunks are not worth packing.
 const PACK_FROM_BYTES: usize = 64;

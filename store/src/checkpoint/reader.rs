@@ -90,7 +90,7 @@ impl CheckpointFile {
         let mut contents = Contents { units: self.table.units(), ..Contents::default() };
         for run in &self.table.runs {
             let count = match run.source {
-                Source::Own(_) => &mut contents.own_units,
+                Source::Own(_) | Source::Patched { .. } => &mut contents.own_units,
                 Source::Base(_) => &mut contents.base_units,
                 Source::Image { .. } => &mut contents.image_units,
             };

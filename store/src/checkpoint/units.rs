@@ -1,6 +1,6 @@
 //! Units that are in a boot image: found by their contents.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use log_format::checkpoint_file::{ImageReference, UNIT_BYTES};
@@ -70,6 +70,40 @@ impl Images {
         let is_same = image_page(&self.images[usize::from(image)].bytes, page)? == unit;
         is_same.then_some((image, page))
     }
+}
+
+/// A unit that differs in no more bytes than this from a page of an image is stored as the
+/// difference: a kernel's text, in which it changes some instructions of each function.
+const MAX_DIFFERENT_BYTES: usize = 1024;
+
+/// Where the pages of images lie in memory, as far as was seen: a page that is none of them
+/// may be almost the one that would lie there.
+#[derive(Default)]
+pub struct Placement(BTreeMap<u8, u64>);
+
+impl Placement {
+    /// Notes that this page of memory holds this page of an image.
+    pub fn note(&mut self, index: u64, image: u8, page: u64) {
+        if let Some(start) = index.checked_sub(page) {
+            self.0.insert(image, start);
+        }
+    }
+
+    /// Image and page that this page of memory is almost, and what it differs by.
+    pub fn difference(&self, images: &Images, index: u64, unit: &[u8]) -> Option<(u8, u64, Vec<u8>)> {
+        self.0.iter().find_map(|(image, start)| {
+            let page = index.checked_sub(*start)?;
+            let held = image_page(&images.images.get(usize::from(*image))?.bytes, page)?;
+            let difference = xor(unit, &held);
+            let different = difference.iter().filter(|byte| **byte != 0).count();
+            (different <= MAX_DIFFERENT_BYTES).then_some((*image, page, difference))
+        })
+    }
+}
+
+/// Each byte of one XORed with that of the other.
+pub fn xor(one: &[u8], other: &[u8]) -> Vec<u8> {
+    one.iter().zip(other).map(|(one, other)| one ^ other).collect()
 }
 
 fn reference(image: &Image) -> ImageReference {

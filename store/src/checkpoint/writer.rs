@@ -28,7 +28,7 @@ use super::error::CheckpointError;
 use super::keys::{ChunkCipher, SecretKey, SigningKey};
 use super::packer::{PackedChunk, Packer};
 use super::reader::CheckpointFile;
-use super::units::Images;
+use super::units::{Images, Placement};
 
 /// How a checkpoint file is made.
 pub struct Plan<'a> {
@@ -69,6 +69,7 @@ pub struct CheckpointWriter<'a> {
     offset: u64,
     packer: Packer,
     images: &'a Images,
+    placement: Placement,
     base: Option<&'a CheckpointFile>,
     signer: &'a SigningKey,
     table: Table,
@@ -116,6 +117,7 @@ impl<'a> CheckpointWriter<'a> {
             offset: 0,
             packer,
             images: plan.images,
+            placement: Placement::default(),
             base: plan.base,
             signer: plan.signer,
             table: Table::default(),
@@ -202,24 +204,7 @@ impl<'a> CheckpointWriter<'a> {
             return Err(CheckpointError::Order("out of order"));
         }
         self.last = Some(place);
-        let is_page = matches!(place, UnitPlace::Page(_));
-        let source = match self.images.find(data).filter(|_| is_page) {
-            Some((image, first_page)) => {
-                self.counts.image += 1;
-                Source::Image { image, first_page }
-            }
-            None => {
-                let hash = unit_hash(data);
-                if self.base.is_some_and(|base| base.table().hash_of(place) == Some(hash)) {
-                    self.counts.base += 1;
-                    Source::Base(vec![hash])
-                } else {
-                    self.counts.own += 1;
-                    self.filling.extend_from_slice(data);
-                    Source::Own(vec![hash])
-                }
-            }
-        };
+        let source = self.source_of(place, data);
         self.table.push(place, &source);
         if self.filling.len() == CHUNK_UNITS * UNIT_BYTES {
             let full = std::mem::replace(&mut self.filling, Vec::with_capacity(CHUNK_UNITS * UNIT_BYTES));
@@ -227,6 +212,31 @@ impl<'a> CheckpointWriter<'a> {
             self.write_packed()?;
         }
         Ok(())
+    }
+
+    /// Where the bytes of a unit are; those that are nowhere yet are added to the file's own.
+    fn source_of(&mut self, place: UnitPlace, data: &[u8]) -> Source {
+        if let UnitPlace::Page(index) = place
+            && let Some((image, first_page)) = self.images.find(data)
+        {
+            self.placement.note(index, image, first_page);
+            self.counts.image += 1;
+            return Source::Image { image, first_page };
+        }
+        let hash = unit_hash(data);
+        if self.base.is_some_and(|base| base.table().hash_of(place) == Some(hash)) {
+            self.counts.base += 1;
+            return Source::Base(vec![hash]);
+        }
+        self.counts.own += 1;
+        if let UnitPlace::Page(index) = place
+            && let Some((image, first_page, difference)) = self.placement.difference(self.images, index, data)
+        {
+            self.filling.extend(difference);
+            return Source::Patched { image, first_page, hashes: vec![hash] };
+        }
+        self.filling.extend_from_slice(data);
+        Source::Own(vec![hash])
     }
 
     fn write_packed(&mut self) -> Result<(), CheckpointError> {
