@@ -135,7 +135,9 @@ fn accept_from(listener: &TcpListener, child: &mut Child) -> Result<Option<TcpSt
 }
 
 fn gdb_arguments(address: SocketAddr, symbols: Option<&Path>) -> Vec<String> {
-    let commands = ["set architecture riscv:rv64".to_owned(), format!("target remote {address}")];
+    // A `monitor goto` may replay for minutes before it answers.
+    let remote = format!("target remote {address}");
+    let commands = ["set architecture riscv:rv64", "set remotetimeout 3600", &remote].map(str::to_owned);
     let commands = commands.into_iter().flat_map(|command| ["-ex".to_owned(), command]);
     commands.chain(symbols.map(|symbols| symbols.display().to_string())).collect()
 }
