@@ -78,7 +78,7 @@ layered! {
         /// Boot this M-mode firmware (ELF or raw, as OpenSBI) instead of the built-in SBI
         #[arg(long, value_name = "FILE", help_heading = "Virtual machine")]
         firmware: Option<PathBuf>,
-        /// Disk image: FILE[,format=raw|qcow2][,serial=S][,ro][,snapshot][,overlay=FILE]; may be
+        /// Disk image: `FILE[,format=raw|qcow2][,serial=S][,ro][,snapshot][,overlay=FILE]`; may be
         /// given several times, for vda, vdb and so on
         ///
         /// A comma in a path is written twice. Where no format is said, an image that begins as

@@ -63,12 +63,12 @@ impl Chunks {
         let read = self.file.read_exact_at(&mut stored, offset);
         read.map_err(|error| CheckpointError::io("read", &self.path, error))?;
         if *blake3::hash(&stored).as_bytes() != chunk.hash {
-            return Err(self.damaged("contents", format!("the hash of chunk {number} differs")));
+            return Err(self.damaged("body", format!("the hash of chunk {number} differs")));
         }
         if let Some(cipher) = &self.cipher
             && !cipher.open(chunk, number, &mut stored)
         {
-            return Err(self.damaged("contents", format!("chunk {number} does not decrypt")));
+            return Err(self.damaged("body", format!("chunk {number} does not decrypt")));
         }
         unpack_chunk(chunk, &stored).map_err(|cause| CheckpointError::format(&self.path, cause))
     }
