@@ -137,9 +137,12 @@ impl Board {
             self.outputs.settle(now);
             self.devices.rtc.settle(now.time_ns);
             self.devices.gpio.settle(now.time_ns);
+            self.devices.vmgenid.iter_mut().for_each(|vmgenid| vmgenid.settle(now.time_ns));
             (0..self.devices.slots.len()).for_each(|slot| self.with_slot(slot, Slot::settle));
             self.devices.plic.set_level(map::RTC_INTERRUPT, self.devices.rtc.line());
             self.devices.plic.set_level(map::GPIO_INTERRUPT, self.devices.gpio.line());
+            let vmgenid_line = self.devices.vmgenid.as_ref().is_some_and(VmGenId::line);
+            self.devices.plic.set_level(map::VMGENID_INTERRUPT, vmgenid_line);
             self.deadline_ns = self.earliest_deadline_ns();
         }
     }
@@ -195,11 +198,12 @@ impl Board {
     /// Mixes a seed into the entropy. For a machine that runs, a new generation begins: it may
     /// be a copy of one that runs elsewhere.
     pub fn seed(&mut self, seed: &[u8], is_running: bool) {
+        let now_ns = self.now().time_ns;
         let Devices { pool, vmgenid, plic, .. } = &mut self.devices;
         pool.seed(seed);
         if let Some(vmgenid) = vmgenid {
             if is_running {
-                vmgenid.renew(pool);
+                vmgenid.renew(pool, now_ns);
             } else {
                 vmgenid.draw(pool);
             }
@@ -240,7 +244,9 @@ impl Board {
     fn earliest_deadline_ns(&self) -> Option<u64> {
         let slots = self.devices.slots.iter().filter_map(Slot::deadline_ns);
         let rtc = self.devices.rtc.deadline_ns(self.now().time_ns);
-        slots.chain(self.outputs.deadline_ns()).chain(rtc).chain(self.devices.gpio.deadline_ns()).min()
+        let vmgenid = self.devices.vmgenid.as_ref().and_then(VmGenId::deadline_ns);
+        let devices = [rtc, self.devices.gpio.deadline_ns(), vmgenid];
+        slots.chain(self.outputs.deadline_ns()).chain(devices.into_iter().flatten()).min()
     }
 
     /// After an access that may have changed more than a register.
@@ -380,7 +386,7 @@ impl Bus for Board {
             Target::Gpio(offset) => self.devices.gpio.read(offset, size),
             Target::VmGenId(offset) => {
                 let vmgenid = self.devices.vmgenid.as_mut().ok_or(AccessFault)?;
-                let value = vmgenid.read(offset, size);
+                let value = vmgenid.read(offset, size, self.clock.now_ns(icount));
                 self.devices.plic.set_level(map::VMGENID_INTERRUPT, vmgenid.line());
                 value
             }
