@@ -23,6 +23,8 @@ CLOCK_SETTLE_S = {"idle": 3, "busy": 8}
 IDLE_SETTLE_S = 5
 # Two runs of one program on a shared host differ by this much.
 REPEATABILITY = 0.97
+# The guest's clock moves in steps of up to 8 ms under load: each part must take much longer.
+SPEED_SCALE = 4 * BENCH_SCALE
 
 
 # --- speed, before and now ----------------------------------------------------------------
@@ -37,7 +39,7 @@ def speed(bench):
     for _ in range(bench.args.runs):
         for name, program in programs.items():
             bench.say(f"bench and boot, {name}")
-            command = bench.secondwind("run", *bench.debian(f"bench:{BENCH_SCALE}"), "--net", "none")[1:]
+            command = bench.secondwind("run", *bench.debian(f"bench:{SPEED_SCALE}"), "--net", "none")[1:]
             times[name].append(bench_part_times([program, *command]))
             command = bench.secondwind("run", *bench.debian("off"), "--net", "none")[1:]
             boots[name].append(run_to_end([program, *command], RUN_LIMIT_S).cpu_s)
@@ -74,7 +76,7 @@ def digests(bench):
                 least[load, mode] = min(cost, least.get((load, mode), cost))
     costs = {load: 100 * (least[load, "with"] / least[load, "without"] - 1) for load in loads}
     note = ", ".join(f"{load} {cost:+.2f} %" for load, cost in costs.items())
-    return {"digest-cost": Outcome(sum(costs.values()) / len(costs), note=f"mean of {note}", runs=list(costs.values()))}
+    return {"digest-cost": Outcome(max(costs.values()), note=f"the larger of {note}", runs=list(costs.values()))}
 
 
 def recorded_ns(bench, job, initramfs, words):
