@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -51,7 +52,7 @@ impl Access {
 /// `WouldBlock` where another has a contradicting lock; where the file system knows no such
 /// locks there are none, and a warning says so.
 pub fn lock(file: &File, access: Access) -> io::Result<()> {
-    match try_lock(file, access) {
+    match retried(|| try_lock(file, access)) {
         Err(Errno::EINVAL | Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
             tracing::warn!("the file system of a disk image has no locks: see that nobody else uses it");
             Ok(())
@@ -59,6 +60,18 @@ pub fn lock(file: &File, access: Access) -> io::Result<()> {
         Err(Errno::EAGAIN | Errno::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
         result => Ok(result?),
     }
+}
+
+/// Tries again for half a second: a machine may be about to end, and a process that is forked
+/// holds its parent's locks until it executes another program.
+fn retried(attempt: impl Fn() -> nix::Result<()>) -> nix::Result<()> {
+    for _ in 0..50 {
+        match attempt() {
+            Err(Errno::EAGAIN | Errno::EACCES) => std::thread::sleep(Duration::from_millis(10)),
+            result => return result,
+        }
+    }
+    attempt()
 }
 
 fn try_lock(file: &File, access: Access) -> nix::Result<()> {
