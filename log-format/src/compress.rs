@@ -43,20 +43,37 @@ pub(crate) fn unpack(kind: FrameKind, packed: &[u8]) -> Result<Vec<u8>, FrameErr
     if plain_bytes > MAX_BODY_BYTES {
         return Err(FrameError::TooLong { kind, found: plain_bytes, limit: MAX_BODY_BYTES });
     }
-    let plain = DECOMPRESSOR.with_borrow_mut(|cached| {
-        if cached.is_none() {
-            *cached = Some(Decompressor::new().map_err(|error| failed(error.to_string()))?);
-        }
-        match cached {
-            Some(decompressor) => {
-                decompressor.decompress(packed, plain_bytes).map_err(|error| failed(error.to_string()))
-            }
-            None => Err(failed("no memory".to_owned())),
-        }
-    })?;
+    let plain = decompress(packed, plain_bytes).map_err(failed)?;
     if plain.len() == plain_bytes {
         Ok(plain)
     } else {
         Err(failed(format!("found {} bytes, expected {plain_bytes}", plain.len())))
     }
+}
+
+/// What a zstd frame of exactly this many bytes holds.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub(crate) fn unpack_exactly(packed: &[u8], plain_bytes: usize) -> Result<Vec<u8>, String> {
+    let plain = decompress(packed, plain_bytes)?;
+    match plain.len() {
+        found if found == plain_bytes => Ok(plain),
+        found => Err(format!("found {found} bytes, expected {plain_bytes}")),
+    }
+}
+
+/// What a zstd frame of at most this many bytes holds.
+fn decompress(packed: &[u8], limit_bytes: usize) -> Result<Vec<u8>, String> {
+    DECOMPRESSOR.with_borrow_mut(|cached| {
+        if cached.is_none() {
+            *cached = Some(Decompressor::new().map_err(|error| error.to_string())?);
+        }
+        match cached {
+            Some(decompressor) => {
+                decompressor.decompress(packed, limit_bytes).map_err(|error| error.to_string())
+            }
+            None => Err("no memory".to_owned()),
+        }
+    })
 }

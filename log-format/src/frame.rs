@@ -71,11 +71,33 @@ pub enum FrameKind {
     Divergence = 26,
     /// The sender leaves.
     Goodbye = 27,
+    /// The protection mode changes.
+    Mode = 28,
+    /// Begins an increment.
+    IncrementHead = 29,
+    /// Packed pages and disk blocks.
+    IncrementPart = 30,
+    /// Ends an increment.
+    IncrementEnd = 31,
+    /// What a joining side has already.
+    Donor = 32,
+    /// Hashes of a checkpoint's pages and blocks.
+    Offer = 33,
+    /// What of an offer is not there.
+    Want = 34,
+    /// Asks for hashes of the disks.
+    DiskCheck = 35,
+    /// Hashes of the disks.
+    DiskHashes = 36,
+    /// Asks for a part of a base image.
+    ImageRequest = 37,
+    /// A part of a base image.
+    ImageReply = 38,
 }
 
 impl FrameKind {
     /// Every kind that there is.
-    pub const ALL: [FrameKind; 15] = [
+    pub const ALL: [FrameKind; 26] = [
         FrameKind::SegmentHeader,
         FrameKind::Batch,
         FrameKind::SegmentEnd,
@@ -91,6 +113,17 @@ impl FrameKind {
         FrameKind::Ready,
         FrameKind::Divergence,
         FrameKind::Goodbye,
+        FrameKind::Mode,
+        FrameKind::IncrementHead,
+        FrameKind::IncrementPart,
+        FrameKind::IncrementEnd,
+        FrameKind::Donor,
+        FrameKind::Offer,
+        FrameKind::Want,
+        FrameKind::DiskCheck,
+        FrameKind::DiskHashes,
+        FrameKind::ImageRequest,
+        FrameKind::ImageReply,
     ];
 
     fn from_code(code: u8) -> Option<FrameKind> {
@@ -116,6 +149,17 @@ impl std::fmt::Display for FrameKind {
             FrameKind::Ready => "ready",
             FrameKind::Divergence => "divergence",
             FrameKind::Goodbye => "goodbye",
+            FrameKind::Mode => "mode change",
+            FrameKind::IncrementHead => "increment head",
+            FrameKind::IncrementPart => "increment part",
+            FrameKind::IncrementEnd => "increment end",
+            FrameKind::Donor => "donor",
+            FrameKind::Offer => "offer",
+            FrameKind::Want => "want",
+            FrameKind::DiskCheck => "disk check",
+            FrameKind::DiskHashes => "disk hashes",
+            FrameKind::ImageRequest => "image request",
+            FrameKind::ImageReply => "image reply",
         })
     }
 }
@@ -429,7 +473,8 @@ pub(crate) fn encode_frame<T: Serialize>(
     if plain.len() > MAX_BODY_BYTES {
         return Err(EncodeError::TooLong { kind, found: plain.len(), limit: MAX_BODY_BYTES });
     }
-    let packed = compress::pack(plain);
+    // What is packed page by page is not packed once more.
+    let packed = if kind == FrameKind::IncrementPart { None } else { compress::pack(plain) };
     let stored = packed.as_deref().unwrap_or(plain);
     let flags = if packed.is_some() { FLAG_ZSTD } else { 0 };
 

@@ -12,6 +12,9 @@
 //!     | -- Divergence or Goodbye --------> |  either may say Goodbye
 //! ```
 //!
+//! [`crate::increment`] has the messages of the modes in which a backup stands at a checkpoint,
+//! [`crate::resync`] those about what the other side has already.
+//!
 //! What a frame's header carries (term, moment, sequence, chain hash) is not repeated in
 //! its body: those fields are skipped by serde and filled from the header.
 
@@ -21,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::SealedBatch;
 use crate::frame::{EncodeError, Frame, FrameError, FrameKind, encode_frame};
+use crate::increment::{EncodedPart, IncrementEnd, IncrementStart, ModeChange};
+use crate::resync::{DiskCheck, DiskHashes, Donor, ImageReply, ImageRequest, Offer, Want};
 use crate::{
     ChainHash, CheckpointHead, CheckpointPart, Digest, LoggedOutput, MachineIdentity, Moment, Position,
     VersionRange,
@@ -55,6 +60,28 @@ pub enum Message {
     Divergence(Divergence),
     /// The sender leaves in an orderly way.
     Goodbye(Goodbye),
+    /// The protection mode changes.
+    Mode(ModeChange),
+    /// Begins an increment.
+    IncrementHead(IncrementStart),
+    /// Packed pages and disk blocks of the increment under way.
+    IncrementPart(EncodedPart),
+    /// Ends an increment.
+    IncrementEnd(IncrementEnd),
+    /// What a joining side has already.
+    Donor(Donor),
+    /// Hashes of a checkpoint's pages and blocks.
+    Offer(Offer),
+    /// What of an offer is not there.
+    Want(Want),
+    /// Asks for hashes of the disks.
+    DiskCheck(DiskCheck),
+    /// Hashes of the disks.
+    DiskHashes(DiskHashes),
+    /// Asks for a part of a base image.
+    ImageRequest(ImageRequest),
+    /// A part of a base image.
+    ImageReply(ImageReply),
 }
 
 /// A backup asks to join (backup to primary, first message of a connection).
@@ -178,7 +205,7 @@ pub struct CheckpointStart {
 }
 
 /// Outputs as arrays `[ordinal, moment, optional port, bytes]`; without a port it is the console's.
-mod held_outputs {
+pub(crate) mod held_outputs {
     use bytes::Bytes;
     use serde::{Deserialize, Deserializer, Serializer};
 
@@ -186,7 +213,7 @@ mod held_outputs {
 
     type Record = (u64, Moment, Option<u8>, Bytes);
 
-    pub(super) fn serialize<S: Serializer>(held: &[LoggedOutput], serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(held: &[LoggedOutput], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(held.iter().map(|logged| -> Record {
             let (port, bytes) = match &logged.output {
                 Output::Frame { port, frame } => (Some(*port), frame.clone()),
@@ -196,7 +223,7 @@ mod held_outputs {
         }))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<LoggedOutput>, D::Error> {
         let records = Vec::<Record>::deserialize(deserializer)?;
@@ -341,6 +368,17 @@ impl Message {
             Message::Ready(ready) => encode(ready),
             Message::Divergence(divergence) => encode(divergence),
             Message::Goodbye(goodbye) => encode(goodbye),
+            Message::Mode(change) => encode(change),
+            Message::IncrementHead(start) => encode(start),
+            Message::IncrementPart(part) => encode(part),
+            Message::IncrementEnd(end) => encode(end),
+            Message::Donor(donor) => encode(donor),
+            Message::Offer(offer) => encode(offer),
+            Message::Want(want) => encode(want),
+            Message::DiskCheck(check) => encode(check),
+            Message::DiskHashes(hashes) => encode(hashes),
+            Message::ImageRequest(request) => encode(request),
+            Message::ImageReply(reply) => encode(reply),
         }
     }
 
@@ -372,6 +410,17 @@ impl Message {
             FrameKind::Ready => Message::Ready(decode(frame)?),
             FrameKind::Divergence => Message::Divergence(decode(frame)?),
             FrameKind::Goodbye => Message::Goodbye(decode(frame)?),
+            FrameKind::Mode => Message::Mode(decode(frame)?),
+            FrameKind::IncrementHead => Message::IncrementHead(decode(frame)?),
+            FrameKind::IncrementPart => Message::IncrementPart(decode(frame)?),
+            FrameKind::IncrementEnd => Message::IncrementEnd(decode(frame)?),
+            FrameKind::Donor => Message::Donor(decode(frame)?),
+            FrameKind::Offer => Message::Offer(decode(frame)?),
+            FrameKind::Want => Message::Want(decode(frame)?),
+            FrameKind::DiskCheck => Message::DiskCheck(decode(frame)?),
+            FrameKind::DiskHashes => Message::DiskHashes(decode(frame)?),
+            FrameKind::ImageRequest => Message::ImageRequest(decode(frame)?),
+            FrameKind::ImageReply => Message::ImageReply(decode(frame)?),
             found @ (FrameKind::SegmentHeader | FrameKind::SegmentEnd) => {
                 return Err(FrameError::UnexpectedKind { found, expected: "a message of the pair" });
             }
@@ -394,6 +443,17 @@ impl Message {
             Message::Ready(_) => FrameKind::Ready,
             Message::Divergence(_) => FrameKind::Divergence,
             Message::Goodbye(_) => FrameKind::Goodbye,
+            Message::Mode(_) => FrameKind::Mode,
+            Message::IncrementHead(_) => FrameKind::IncrementHead,
+            Message::IncrementPart(_) => FrameKind::IncrementPart,
+            Message::IncrementEnd(_) => FrameKind::IncrementEnd,
+            Message::Donor(_) => FrameKind::Donor,
+            Message::Offer(_) => FrameKind::Offer,
+            Message::Want(_) => FrameKind::Want,
+            Message::DiskCheck(_) => FrameKind::DiskCheck,
+            Message::DiskHashes(_) => FrameKind::DiskHashes,
+            Message::ImageRequest(_) => FrameKind::ImageRequest,
+            Message::ImageReply(_) => FrameKind::ImageReply,
         }
     }
 }

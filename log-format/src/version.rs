@@ -2,13 +2,20 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The version this program writes: the newest it knows.
+/// The version of the frames that this program writes: the newest it knows.
 pub const FORMAT_VERSION: u8 = 1;
+
+/// The newest version of what two sides say to each other. It grows with the kinds of messages,
+/// while the frames that hold them stay as they are.
+pub const PROTOCOL_VERSION: u8 = 2;
+
+/// From this version on two sides know protection modes other than replay.
+pub const MODES_VERSION: u8 = 2;
 
 /// The oldest version this program reads.
 pub const OLDEST_FORMAT_VERSION: u8 = 1;
 
-/// The format versions a side speaks, both ends included.
+/// The protocol versions a side speaks, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionRange {
     /// The oldest.
@@ -19,7 +26,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this program speaks.
-    pub const SUPPORTED: VersionRange = VersionRange { min: OLDEST_FORMAT_VERSION, max: FORMAT_VERSION };
+    pub const SUPPORTED: VersionRange = VersionRange { min: OLDEST_FORMAT_VERSION, max: PROTOCOL_VERSION };
 
     /// The highest version that both sides speak, if there is one.
     pub fn negotiate(self, other: VersionRange) -> Option<u8> {

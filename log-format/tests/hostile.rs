@@ -58,6 +58,17 @@ fn random_bodies_behind_good_checksums() {
 }
 
 #[test]
+fn random_packed_pages() {
+    let mut random = Random(4);
+    for _ in 0..20_000 {
+        let len = 1 + random.below(40);
+        let mut input = random.bytes(len);
+        input[0] %= 6;
+        decoders::packed_pages(&input.into());
+    }
+}
+
+#[test]
 fn mutated_frames() {
     let frames = common::frames();
     let mut random = Random(3);

@@ -11,6 +11,7 @@ pub fn all(input: &Bytes) -> bool {
     segment_record(input);
     batch(input);
     stream(input);
+    packed_pages(input);
     FrameHeader::decode(input).is_ok()
 }
 
@@ -23,6 +24,36 @@ pub fn frame(input: &Bytes) {
     assert_eq!(frame.header().frame_bytes(), frame.bytes().len());
     if let Ok(body) = frame.body() {
         assert!(body.len() <= MAX_BODY_BYTES);
+    }
+}
+
+/// [`page_codec`]: a page and a block, packed as the first byte says. What unpacks is whole, and
+/// packs and unpacks to the same again.
+pub fn packed_pages(input: &Bytes) {
+    let Some(encoding) = input.first().copied() else { return };
+    let packed = input.slice(1..);
+    let held = |index: u64| vec![index as u8 % 3; page_codec::PAGE_BYTES];
+    let sources = [0, 1, 2].map(held);
+    let source = |index: u64| sources.get(index as usize).map(Vec::as_slice);
+    let page = EncodedPage { index: 1, encoding, packed: packed.clone() };
+    let block = EncodedBlock { disk: 0, index: 7, encoding, packed };
+    let page = EncodedPart { pages: vec![page], blocks: Vec::new() };
+    let block = EncodedPart { pages: Vec::new(), blocks: vec![block] };
+    for part in [page, block] {
+        let Ok(plain) = page_codec::decode_part(&part, source) else { continue };
+        let lengths = plain.pages.iter().filter_map(|page| page.data.as_ref()).map(Bytes::len);
+        let mut lengths = lengths.chain(plain.blocks.iter().map(|block| block.data.len()));
+        assert!(lengths.all(|length| length == page_codec::PAGE_BYTES));
+        let mut encoder = page_codec::Encoder::new(None);
+        encoder.begin();
+        let again = page_codec::decode_part(&encoder.encode(plain.clone()), source);
+        let again = again.expect("it was packed just now");
+        let contents = |part: &CheckpointPart| {
+            let zeros = || Bytes::from_static(&[0; page_codec::PAGE_BYTES]);
+            let pages = part.pages.iter().map(|page| page.data.clone().unwrap_or_else(zeros));
+            pages.chain(part.blocks.iter().map(|block| block.data.clone())).collect::<Vec<_>>()
+        };
+        assert!(contents(&again) == contents(&plain));
     }
 }
 

@@ -234,7 +234,85 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 text: "the guest powered itself off".into(),
             }),
         ),
+        ("mode", Message::Mode(ModeChange { term: 3, sequence: 80, mode: ProtectionMode::Checkpoint })),
+        ("increment-head", Message::IncrementHead(increment_start())),
+        (
+            "increment-part",
+            Message::IncrementPart(EncodedPart {
+                pages: vec![EncodedPage { index: 7, encoding: 4, packed: vec![1, 2, 3].into() }],
+                blocks: vec![EncodedBlock { disk: 1, index: 12, encoding: 0, packed: Bytes::new() }],
+            }),
+        ),
+        ("increment-end", Message::IncrementEnd(IncrementEnd { parts: 12, digest: digest(0xcd) })),
+        ("donor", Message::Donor(Donor { term: 3, memory: true, disks: false })),
+        ("offer", Message::Offer(offer())),
+        ("want", Message::Want(Want::of(&offer(), |page| page.index == 9, |_| true))),
+        ("disk-check", Message::DiskCheck(DiskCheck { term: 3, sequence: 80, check: 2 })),
+        (
+            "disk-hashes",
+            Message::DiskHashes(DiskHashes {
+                check: 2,
+                blocks: offer().blocks,
+                is_last: true,
+                error: String::new(),
+            }),
+        ),
+        (
+            "image-request",
+            Message::ImageRequest(ImageRequest {
+                vm: "db".into(),
+                disk: 1,
+                part: ImagePart::Hashes,
+                at: 1 << 20,
+                len_bytes: 2 << 20,
+            }),
+        ),
+        (
+            "image-reply",
+            Message::ImageReply(ImageReply {
+                disk: 1,
+                part: ImagePart::Identity,
+                at: 0,
+                image_bytes: 2 << 30,
+                image_hash: [0x5a; 32],
+                data: Bytes::from_static(b"data"),
+            }),
+        ),
     ]
+}
+
+fn offer() -> Offer {
+    Offer {
+        bite: 4,
+        pages: vec![
+            OfferedPage { index: 7, hash: digest(0x11) },
+            OfferedPage { index: 9, hash: digest(0x22) },
+        ],
+        blocks: vec![OfferedBlock { disk: 1, index: 12, hash: digest(0x33) }],
+    }
+}
+
+fn increment_start() -> IncrementStart {
+    IncrementStart {
+        position: position(),
+        chain: chain(),
+        base: 77,
+        events_before: 400,
+        released_outputs: 500,
+        held: vec![LoggedOutput {
+            ordinal: 501,
+            at: moment(7_000_000, 9_000_000),
+            output: Output::Console(b"held".to_vec().into()),
+        }],
+        head: CheckpointHead {
+            identity: identity(),
+            moment: position().moment,
+            outputs_before: 502,
+            ram_bytes: 64 << 20,
+            digest: Digest::default(),
+            state: (0..=255).collect(),
+        },
+    }
 }
 
 /// The frame of one of every kind, with a name for its golden file.

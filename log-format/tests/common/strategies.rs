@@ -109,7 +109,7 @@ fn digest() -> impl Strategy<Value = Digest> {
 
 /// Any message.
 pub fn message() -> impl Strategy<Value = Message> {
-    prop_oneof![hand_shake(), checkpoint(), running()]
+    prop_oneof![hand_shake(), checkpoint(), running(), disks()]
 }
 
 fn hand_shake() -> impl Strategy<Value = Message> {
@@ -183,13 +183,70 @@ fn checkpoint() -> impl Strategy<Value = Message> {
             })
         },
     );
+    let start = start.boxed();
+    let increment = (start.clone(), number()).prop_map(|(start, base)| match start {
+        Message::CheckpointHead(start) => Message::IncrementHead(IncrementStart {
+            position: start.position,
+            chain: start.chain,
+            base,
+            events_before: start.events_before,
+            released_outputs: start.released_outputs,
+            held: start.held,
+            head: start.head,
+        }),
+        other => other,
+    });
+    let packed = (number(), any::<u8>(), bytes(4200)).boxed();
+    let packed_page =
+        packed.clone().prop_map(|(index, encoding, packed)| EncodedPage { index, encoding, packed });
+    let packed_block = (any::<u8>(), packed).prop_map(|(disk, (index, encoding, packed))| EncodedBlock {
+        disk,
+        index,
+        encoding,
+        packed,
+    });
+    let increment_part = (vec(packed_page, 0..4), vec(packed_block, 0..3))
+        .prop_map(|(pages, blocks)| Message::IncrementPart(EncodedPart { pages, blocks }));
+    let increment_end = (number(), digest())
+        .prop_map(|(parts, digest)| Message::IncrementEnd(IncrementEnd { parts, digest }));
     let page = (number(), proptest::option::of(bytes(4097))).prop_map(|(index, data)| Page { index, data });
     let block =
         (any::<u8>(), number(), bytes(4097)).prop_map(|(disk, index, data)| DiskBlock { disk, index, data });
     let part = (vec(page, 0..4), vec(block, 0..3))
         .prop_map(|(pages, blocks)| Message::CheckpointPart(CheckpointPart { pages, blocks }));
     let end = number().prop_map(|parts| Message::CheckpointEnd(CheckpointEnd { parts }));
-    prop_oneof![start, part, end]
+    prop_oneof![start, part, end, increment, increment_part, increment_end]
+}
+
+fn disks() -> impl Strategy<Value = Message> {
+    let page = (number(), digest()).prop_map(|(index, hash)| OfferedPage { index, hash });
+    let block = (any::<u8>(), number(), digest())
+        .prop_map(|(disk, index, hash)| OfferedBlock { disk, index, hash })
+        .boxed();
+    let part =
+        prop_oneof![Just(ImagePart::Identity), Just(ImagePart::Hashes), Just(ImagePart::Contents)].boxed();
+    let donor = (number(), any::<bool>(), any::<bool>())
+        .prop_map(|(term, memory, disks)| Message::Donor(Donor { term, memory, disks }));
+    let offer = (number(), vec(page, 0..20), vec(block.clone(), 0..20))
+        .prop_map(|(bite, pages, blocks)| Message::Offer(Offer { bite, pages, blocks }));
+    let want = (number(), bytes(40), bytes(40))
+        .prop_map(|(bite, pages, blocks)| Message::Want(Want { bite, pages, blocks }));
+    let check = (number(), number(), number())
+        .prop_map(|(term, sequence, check)| Message::DiskCheck(DiskCheck { term, sequence, check }));
+    let hashes = (number(), vec(block, 0..20), any::<bool>(), "\\PC{0,40}").prop_map(
+        |(check, blocks, is_last, error)| Message::DiskHashes(DiskHashes { check, blocks, is_last, error }),
+    );
+    let request = ("\\PC{0,40}", any::<u8>(), part.clone(), number(), number()).prop_map(
+        |(vm, disk, part, at, len_bytes)| {
+            Message::ImageRequest(ImageRequest { vm, disk, part, at, len_bytes })
+        },
+    );
+    let reply = (any::<u8>(), part, number(), number(), any::<[u8; 32]>(), bytes(4200)).prop_map(
+        |(disk, part, at, image_bytes, image_hash, data)| {
+            Message::ImageReply(ImageReply { disk, part, at, image_bytes, image_hash, data })
+        },
+    );
+    prop_oneof![donor, offer, want, check, hashes, request, reply]
 }
 
 fn running() -> impl Strategy<Value = Message> {
@@ -212,5 +269,7 @@ fn running() -> impl Strategy<Value = Message> {
             Message::Divergence(Divergence { term, at, expected, found, what })
         },
     );
-    prop_oneof![sealed, heartbeat, reply, ack, ready, divergence]
+    let mode = (number(), number(), proptest::sample::select(ProtectionMode::ALL.to_vec()))
+        .prop_map(|(term, sequence, mode)| Message::Mode(ModeChange { term, sequence, mode }));
+    prop_oneof![sealed, heartbeat, reply, ack, ready, divergence, mode]
 }
