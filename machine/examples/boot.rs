@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use log_format::{Event, Output};
-use machine::{BootImages, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
+use machine::{BootImages, CheckpointExtent, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
 
 #[expect(clippy::disallowed_methods, reason = "it measures real time, the machine knows none")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let before = Instant::now();
     let digest = machine.digest();
     let (digest_took, before) = (before.elapsed(), Instant::now());
-    let head = machine.begin_checkpoint();
+    let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
     let (checkpoint_took, before) = (before.elapsed(), Instant::now());
     machine.digest();
     let digest_again_took = before.elapsed();

@@ -1,6 +1,6 @@
 //! What a new primacy begins with: after a boot, and after a takeover.
 
-use log_format::{ChainHash, LoggedOutput, MachineIdentity, Moment, Position};
+use log_format::{ChainHash, Digest, LoggedOutput, MachineIdentity, Moment, Position};
 
 /// Where a primacy begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +35,19 @@ impl PrimacyStart {
             reissue: Vec::new(),
             clock_offset_ns: None,
         }
+    }
+
+    /// A machine that was just switched on, in this term, with disks that kept what was written
+    /// in an earlier run, so that its digest is `digest`.
+    ///
+    /// What the disks keep takes the place of the log's first batch, which nobody has: no log
+    /// leads here from the boot, so that every backup begins with a checkpoint.
+    pub fn boot_with_kept_disks(identity: &MachineIdentity, digest: Digest, term: u64) -> Self {
+        let from = Position { term, moment: Moment::BOOT, sequence: 1 };
+        let ChainHash(genesis) = ChainHash::genesis(identity);
+        let mut chain = genesis;
+        chain.iter_mut().zip(digest.0).for_each(|(byte, other)| *byte ^= other);
+        PrimacyStart { from, chain: ChainHash(chain), ..PrimacyStart::boot(identity, term) }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The whole machine, behind the contract.
 
-use bytes::Bytes;
 use log_format::{
-    CheckpointHead, CheckpointPart, Control, Digest, Event, LoggedOutput, MachineIdentity, Moment,
+    CheckpointHead, CheckpointPart, Control, Digest, DiskBlock, Event, LoggedOutput, MachineIdentity, Moment,
+    Page,
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -10,12 +10,12 @@ use crate::board::{Board, Devices};
 use crate::boot::{BootPlan, ImagePacker};
 use crate::clock::Clock;
 use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
-use crate::contract::{Exit, Machine, RestoreError};
+use crate::contract::{BegunCheckpoint, CheckpointExtent, Exit, Kept, Machine, RestoreError};
 use crate::device::virtio::HostFault;
 use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
 use crate::hart::{Hart, HartOptions, HartState, Watched};
 use crate::output::Outputs;
-use crate::ram::{PAGE_BYTES, Ram};
+use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
 use crate::sbi::HartStatus;
 use crate::semantics::Semantics;
 use crate::state::{self, CoreState, MachineState, Power, Shape, Turn};
@@ -43,6 +43,15 @@ pub struct RiscvMachine {
     pub(crate) core: CoreState,
     /// What a debugger wants; no part of the state.
     pub(crate) stops: Stops,
+    /// The increment begun last.
+    increment: Option<Increment>,
+}
+
+/// What the digest of an increment needs beside pages and blocks.
+struct Increment {
+    /// Has taken the state beside memory and disks.
+    hasher: Box<Xxh3>,
+    has_ended: bool,
 }
 
 impl RiscvMachine {
@@ -77,7 +86,13 @@ impl RiscvMachine {
         };
         let mut board = Board::new(&config, disks);
         board.tohost = plan.tohost;
-        Ok(RiscvMachine { config, identity, kind, plan, board, harts, core, stops: Stops::default() })
+        let stops = Stops::default();
+        Ok(RiscvMachine { config, identity, kind, plan, board, harts, core, stops, increment: None })
+    }
+
+    /// Whether the machine has what it would have at a first boot: nothing in its disks' overlays.
+    pub fn has_base_disks(&self) -> bool {
+        self.board.disks.iter().all(Disk::is_base)
     }
 
     /// What the host failed at, after [`Exit::HostFault`].
@@ -213,30 +228,62 @@ impl Machine for RiscvMachine {
         self.digest_with(&state)
     }
 
-    fn begin_checkpoint(&mut self) -> CheckpointHead {
+    fn begin_checkpoint(&mut self, extent: CheckpointExtent) -> BegunCheckpoint {
         let state = self.encoded_state();
+        let digest = match extent {
+            CheckpointExtent::Full => self.digest_with(&state),
+            CheckpointExtent::Epoch | CheckpointExtent::Increment => Digest::default(),
+        };
+        match extent {
+            CheckpointExtent::Full => {}
+            CheckpointExtent::Epoch => self.increment = None,
+            CheckpointExtent::Increment => {
+                let mut hasher = Box::new(Xxh3::new());
+                hasher.update(&state);
+                self.increment = Some(Increment { hasher, has_ended: false });
+            }
+        }
+        let Board { ram, disks, .. } = &mut self.board;
+        let blocks: u64 = disks.iter_mut().map(|disk| disk.begin_checkpoint(extent)).sum();
+        let dirty_units = ram.begin_checkpoint(extent) + blocks;
         let head = CheckpointHead {
             identity: self.identity.clone(),
             moment: self.moment(),
             outputs_before: self.board.outputs.made(),
             ram_bytes: self.board.ram.len_bytes(),
-            digest: self.digest_with(&state),
+            digest,
             state,
         };
-        self.board.ram.begin_checkpoint();
-        self.board.disks.iter_mut().for_each(Disk::begin_checkpoint);
-        head
+        BegunCheckpoint { head, dirty_units }
     }
 
-    fn take_checkpoint_pages(&mut self, limit: usize) -> CheckpointPart {
-        let pages = self.board.ram.take_pages(limit);
+    fn take_checkpoint_pages(&mut self, extent: CheckpointExtent, limit: usize) -> CheckpointPart {
+        let pages = self.board.ram.take_pages(extent, limit);
         let mut blocks = Vec::new();
         for index in 0..self.board.disks.len() {
             let wanted = limit.saturating_sub(pages.len() + blocks.len());
-            let taken = self.board.disks[index].take_blocks(index as u8, wanted);
-            blocks.extend(self.or_fault(index, taken).unwrap_or_default());
+            let taken = self.board.disks[index].take_blocks(extent, index as u8, wanted);
+            match self.or_fault(index, taken) {
+                Some(taken) => blocks.extend(taken),
+                // The machine stands still for good, and so does what it has frozen.
+                None => return CheckpointPart::default(),
+            }
         }
-        CheckpointPart { pages, blocks }
+        let part = CheckpointPart { pages, blocks };
+        if extent == CheckpointExtent::Increment && part.is_empty() {
+            self.end_increment();
+        }
+        part
+    }
+
+    fn checkpoint_digest(&self) -> Option<Digest> {
+        let increment = self.increment.as_ref().filter(|increment| increment.has_ended)?;
+        let mut hasher = increment.hasher.clone();
+        hasher.update(&self.board.ram.increment_digest()?.to_le_bytes());
+        for disk in &self.board.disks {
+            hasher.update(&disk.increment_digest()?.to_le_bytes());
+        }
+        Some(Digest(hasher.digest128().to_le_bytes()))
     }
 
     fn checkpoint_held_bytes(&self) -> u64 {
@@ -244,12 +291,126 @@ impl Machine for RiscvMachine {
         self.board.ram.held_bytes() + disks
     }
 
-    fn cancel_checkpoint(&mut self) {
-        self.board.ram.cancel_checkpoint();
-        self.board.disks.iter_mut().for_each(Disk::cancel_checkpoint);
+    fn cancel_checkpoint(&mut self, extent: CheckpointExtent) {
+        if extent == CheckpointExtent::Increment {
+            self.increment = None;
+        }
+        self.board.ram.cancel_checkpoint(extent);
+        self.board.disks.iter_mut().for_each(|disk| disk.cancel_checkpoint(extent));
     }
 
     fn restore_begin(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
+        let state = self.decode_state(head)?;
+        self.increment = None;
+        self.board.host_fault = None;
+        for index in 0..self.board.disks.len() {
+            let disk = &mut self.board.disks[index];
+            let reverted = disk.begin_change().and_then(|()| disk.revert());
+            self.or_fault(index, reverted);
+        }
+        self.board.ram = Ram::new(self.config.memory_bytes / PAGE_BYTES as u64);
+        self.apply(state);
+        Ok(())
+    }
+
+    fn restore_update(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
+        let state = self.decode_state(head)?;
+        // What an increment changes is found on the disks whole, or not at all.
+        for index in 0..self.board.disks.len() {
+            let begun = self.board.disks[index].begin_change();
+            self.or_fault(index, begun);
+        }
+        self.apply(state);
+        Ok(())
+    }
+
+    fn page(&self, index: u64) -> Option<&[u8]> {
+        let address = index.checked_mul(PAGE_BYTES as u64)?.checked_add(RAM_BASE)?;
+        self.board.ram.slice(address, PAGE_BYTES).ok()
+    }
+
+    fn check_part(&self, part: &CheckpointPart) -> Result<(), RestoreError> {
+        let limit = self.board.ram.pages();
+        for Page { index, data } in &part.pages {
+            let is_whole = data.as_ref().is_none_or(|data| data.len() == PAGE_BYTES);
+            if *index >= limit || !is_whole {
+                return Err(RestoreError::OutOfRange { what: "page", index: *index, limit });
+            }
+        }
+        part.blocks.iter().try_for_each(|block| self.check_block(block))
+    }
+
+    fn restore_part(&mut self, part: &CheckpointPart) -> Result<(), RestoreError> {
+        self.check_part(part)?;
+        let limit = self.board.ram.pages();
+        for page in &part.pages {
+            let wrong = |_| RestoreError::OutOfRange { what: "page", index: page.index, limit };
+            self.board.ram.put_page(page).map_err(wrong)?;
+        }
+        part.blocks.iter().try_for_each(|block| self.restore_block(block))
+    }
+
+    fn kept(&self) -> Kept {
+        Kept { memory: self.core.icount > 0, disks: !self.has_base_disks() }
+    }
+
+    fn restore_over(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
+        self.board.host_fault = None;
+        self.restore_update(head)?;
+        self.cancel_checkpoint(CheckpointExtent::Full);
+        self.cancel_checkpoint(CheckpointExtent::Increment);
+        Ok(())
+    }
+
+    fn hash_page(&mut self, index: u64) -> Option<Digest> {
+        self.board.ram.content_hash(index)
+    }
+
+    fn hash_block(&mut self, disk: u8, index: u64) -> Option<Digest> {
+        let hash = self.board.disks.get_mut(usize::from(disk))?.content_hash(index);
+        self.or_fault(usize::from(disk), hash)?
+    }
+
+    fn written_blocks(&mut self, disk: u8, index: u64, limit: usize) -> Option<Vec<u64>> {
+        Some(self.board.disks.get(usize::from(disk))?.written_from(index, limit))
+    }
+
+    fn keep_only(&mut self, pages: &dyn Fn(u64) -> bool, blocks: &dyn Fn(u8, u64) -> bool) {
+        self.board.ram.keep_only(pages);
+        for index in 0..self.board.disks.len() {
+            let kept = self.board.disks[index].keep_only(|block| blocks(index as u8, block));
+            self.or_fault(index, kept);
+        }
+    }
+
+    fn restore_end(&mut self) {
+        for index in 0..self.board.disks.len() {
+            let ended = self.board.disks[index].end_change();
+            self.or_fault(index, ended);
+        }
+    }
+
+    fn revert_disks(&mut self) {
+        for index in 0..self.board.disks.len() {
+            let reverted = self.board.disks[index].revert();
+            self.or_fault(index, reverted);
+        }
+    }
+}
+
+impl RiscvMachine {
+    /// Notes that an increment was taken to its end, unless the host failed at a disk meanwhile.
+    fn end_increment(&mut self) {
+        let Some(increment) = self.increment.as_mut().filter(|_| self.board.host_fault.is_none()) else {
+            return;
+        };
+        increment.has_ended = true;
+        self.board.ram.end_increment();
+        self.board.disks.iter_mut().for_each(Disk::end_increment);
+    }
+
+    /// The state beside memory and disks that a checkpoint's head holds, if it is this machine's.
+    fn decode_state(&self, head: &CheckpointHead) -> Result<MachineState, RestoreError> {
         check_identity(&head.identity, &self.identity)?;
         if head.ram_bytes != self.config.memory_bytes {
             let (found, expected) = (head.ram_bytes.to_string(), self.config.memory_bytes.to_string());
@@ -262,42 +423,29 @@ impl Machine for RiscvMachine {
             clock: &Clock::new(self.config.instruction_ps),
             devices: &Devices::new(&self.config, &self.board.disks),
         };
-        let state = MachineState::decode(&head.state, &shape).map_err(RestoreError::Malformed)?;
-        self.board.host_fault = None;
-        for index in 0..self.board.disks.len() {
-            let reverted = self.board.disks[index].revert();
-            self.or_fault(index, reverted);
+        MachineState::decode(&head.state, &shape).map_err(RestoreError::Malformed)
+    }
+
+    fn check_block(&self, block: &DiskBlock) -> Result<(), RestoreError> {
+        let index = u64::from(block.disk);
+        let Some(disk) = self.board.disks.get(usize::from(block.disk)) else {
+            let limit = self.board.disks.len() as u64;
+            return Err(RestoreError::OutOfRange { what: "blocks of disk", index, limit });
+        };
+        let limit = disk.len_blocks();
+        if block.index >= limit || block.data.len() != BLOCK_BYTES {
+            return Err(RestoreError::OutOfRange { what: "disk block", index: block.index, limit });
         }
-        self.board.ram = Ram::new(self.config.memory_bytes / PAGE_BYTES as u64);
-        self.apply(state);
         Ok(())
     }
 
-    fn restore_part(&mut self, part: &CheckpointPart) -> Result<(), RestoreError> {
-        let limit = self.board.ram.pages();
-        for page in &part.pages {
-            let wrong = |_| RestoreError::OutOfRange { what: "page", index: page.index, limit };
-            self.board.ram.put_page(page).map_err(wrong)?;
+    fn restore_block(&mut self, block: &DiskBlock) -> Result<(), RestoreError> {
+        self.check_block(block)?;
+        let disk = usize::from(block.disk);
+        if let Ok(data) = <&[u8; BLOCK_BYTES]>::try_from(&block.data[..]) {
+            let written = self.board.disks[disk].put_block(block.index, data);
+            self.or_fault(disk, written);
         }
-        for block in &part.blocks {
-            self.restore_block(usize::from(block.disk), block.index, &block.data)?;
-        }
-        Ok(())
-    }
-}
-
-impl RiscvMachine {
-    fn restore_block(&mut self, disk: usize, index: u64, data: &Bytes) -> Result<(), RestoreError> {
-        let Some(store) = self.board.disks.get_mut(disk) else {
-            let limit = self.config.disks.len() as u64;
-            return Err(RestoreError::OutOfRange { what: "blocks of disk", index: disk as u64, limit });
-        };
-        let limit = store.len_blocks();
-        let (true, Ok(data)) = (index < limit, <&[u8; BLOCK_BYTES]>::try_from(&data[..])) else {
-            return Err(RestoreError::OutOfRange { what: "disk block", index, limit });
-        };
-        let written = store.put_block(index, data);
-        self.or_fault(disk, written);
         Ok(())
     }
 }

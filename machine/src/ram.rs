@@ -2,12 +2,18 @@
 //! decoded-block cache must know about writes is settled once per page, before the first
 //! write to it, and never again per store.
 
+mod content;
+mod freeze;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use log_format::Page;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use freeze::{FullFreeze, IncrementFreeze};
 
 /// Guest-physical address of the first byte of RAM, as on QEMU's `virt` board.
 pub const RAM_BASE: u64 = 0x8000_0000;
@@ -18,12 +24,19 @@ pub const PAGE_SHIFT: u32 = 12;
 
 /// Written since the last digest.
 const HASH_STALE: u8 = 1 << 0;
-/// Belongs to the checkpoint under way and was not taken yet.
-const COPY_PENDING: u8 = 1 << 1;
+/// Written since the epoch began; without an epoch, since power-on.
+const DIRTY: u8 = 1 << 1;
 /// Holds decoded code: a write must drop the blocks decoded from it.
 const CODE: u8 = 1 << 2;
 /// Holds page-table entries that some hart's TLB stands on.
 const TABLE: u8 = 1 << 3;
+/// Belongs to the full checkpoint under way and was not taken yet.
+const FULL_PENDING: u8 = 1 << 4;
+/// Belongs to the increment under way and was not taken yet.
+const INCREMENT_PENDING: u8 = 1 << 5;
+/// All flags of a page that has nothing more to settle before a write. DIRTY is set whether or
+/// not anybody is to ask for it, so that a write's test is a single comparison.
+const WRITTEN: u8 = HASH_STALE | DIRTY;
 
 /// Bytes of a page that one bit of `code_chunks` stands for.
 const CHUNK_SHIFT: usize = 6;
@@ -36,9 +49,6 @@ const TABLE_JOURNAL_ENTRIES: usize = 64;
 const TABLE_SWEEP_INTERVAL: u64 = 4096;
 /// Bit 0 of a page-table entry: valid.
 const ENTRY_VALID: u64 = 1;
-
-/// Zero pages passed over by one [`Ram::take_pages`] at most.
-const ZERO_PAGES_AT_ONCE: usize = 4096;
 
 /// Guest memory.
 ///
@@ -69,10 +79,10 @@ pub struct Ram {
     hashes: Box<[u128]>,
     /// Wrapping sum of `hashes`.
     hash_sum: u128,
-    /// Next page that the checkpoint under way takes; `None` when there is none.
-    checkpoint_cursor: Option<u64>,
-    /// Old contents of pages of the checkpoint that were written to before they were taken.
-    held: BTreeMap<u64, Box<[u8; PAGE_BYTES]>>,
+    /// The full checkpoint under way, if there is one.
+    full: Option<FullFreeze>,
+    /// The increment begun last, if there is one.
+    increment: Option<IncrementFreeze>,
 }
 
 /// A change of a page table that a TLB may stand on.
@@ -106,8 +116,8 @@ impl Ram {
             tables: Vec::new(),
             hashes: vec![0; pages].into_boxed_slice(),
             hash_sum: 0,
-            checkpoint_cursor: None,
-            held: BTreeMap::new(),
+            full: None,
+            increment: None,
         }
     }
 
@@ -169,7 +179,7 @@ impl Ram {
     /// When there is no such page.
     #[inline]
     pub fn prepare_write(&mut self, page: u64) {
-        if self.flags[page as usize] != HASH_STALE {
+        if self.flags[page as usize] != WRITTEN {
             self.prepare_first_write(page);
         }
     }
@@ -177,14 +187,11 @@ impl Ram {
     #[cold]
     fn prepare_first_write(&mut self, page: u64) {
         let flags = self.flags[page as usize];
-        if flags & COPY_PENDING != 0 {
-            let copy = self.page_bytes(page).try_into().map(Box::new);
-            self.held.insert(page, copy.expect("a page has PAGE_BYTES bytes"));
-        }
+        self.hold_frozen(page, flags);
         if flags & CODE != 0 {
             self.note_written_code(page);
         }
-        self.flags[page as usize] = HASH_STALE;
+        self.flags[page as usize] = WRITTEN;
         if flags & TABLE != 0 {
             self.note_changed_table(TableChange::All);
         }
@@ -205,18 +212,15 @@ impl Ram {
         let offset = range.start % PAGE_BYTES;
         assert!(offset + from.len() <= PAGE_BYTES, "a store to a watched page lies within it");
         let mut flags = self.flags[page as usize];
-        if flags & COPY_PENDING != 0 {
-            let copy = self.page_bytes(page).try_into().map(Box::new);
-            self.held.insert(page, copy.expect("a page has PAGE_BYTES bytes"));
-            flags &= !COPY_PENDING;
-        }
+        self.hold_frozen(page, flags);
+        flags &= !(FULL_PENDING | INCREMENT_PENDING);
         if flags & CODE != 0
             && self.code_chunks.get(&page).is_none_or(|chunks| chunks & chunk_mask(offset, from.len()) != 0)
         {
             flags &= !CODE;
             self.note_written_code(page);
         }
-        self.flags[page as usize] = flags | HASH_STALE;
+        self.flags[page as usize] = flags | WRITTEN;
         if flags & TABLE != 0 && self.bytes[range.clone()] != *from {
             self.note_changed_entries(range.start, from.len());
         }
@@ -321,77 +325,17 @@ impl Ram {
     /// Hash over all pages: the wrapping sum of XXH3-128 of each page that is not zero,
     /// seeded with its number. Costs a hash of the pages written since the last call.
     pub fn digest(&mut self) -> u128 {
+        self.settle_increment();
         for page in 0..self.flags.len() {
             if self.flags[page] & HASH_STALE != 0 {
                 self.flags[page] &= !HASH_STALE;
-                let bytes = &self.bytes[page * PAGE_BYTES..][..PAGE_BYTES];
-                let hash = if is_zero(bytes) { 0 } else { xxh3_128_with_seed(bytes, page as u64) };
+                let hash = page_hash(page as u64, self.page_bytes(page as u64));
                 let before = std::mem::replace(&mut self.hashes[page], hash);
                 self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
             }
         }
         self.write_generation += 1;
         self.hash_sum
-    }
-
-    /// Freezes all pages as they are now, for [`Ram::take_pages`].
-    pub fn begin_checkpoint(&mut self) {
-        self.held.clear();
-        self.flags.iter_mut().for_each(|flags| *flags |= COPY_PENDING);
-        self.checkpoint_cursor = Some(0);
-        self.write_generation += 1;
-    }
-
-    /// Takes up to `limit` frozen pages that are not zero; empty at the end. After a long run of
-    /// zero pages one of them stands for all, so that a call takes a short time whatever the
-    /// size of the memory.
-    pub fn take_pages(&mut self, limit: usize) -> Vec<Page> {
-        let mut looked_at = 0;
-        let mut taken = Vec::new();
-        while let Some(page) = self.checkpoint_cursor.filter(|_| taken.len() < limit) {
-            let next = page + 1;
-            self.checkpoint_cursor = (next < self.pages()).then_some(next);
-            looked_at += 1;
-            if let Some(data) = self.take_frozen(page) {
-                taken.push(Page { index: page, data: Some(data) });
-            } else if looked_at >= ZERO_PAGES_AT_ONCE {
-                if taken.is_empty() {
-                    taken.push(Page { index: page, data: None });
-                }
-                break;
-            }
-        }
-        taken
-    }
-
-    /// What a page held when the checkpoint was begun; `None` for zeros.
-    fn take_frozen(&mut self, page: u64) -> Option<Bytes> {
-        let flags = self.flags[page as usize];
-        self.flags[page as usize] &= !COPY_PENDING;
-        if let Some(old) = self.held.remove(&page) {
-            return (!is_zero(&old[..])).then(|| Bytes::copy_from_slice(&old[..]));
-        }
-        let is_pending = flags & COPY_PENDING != 0;
-        // A page that was not written to since the last digest is zero if its hash says so. That
-        // spares a look at memory that the host has not even given yet.
-        let known_zero = flags & HASH_STALE == 0 && self.hashes[page as usize] == 0;
-        if !is_pending || known_zero {
-            return None;
-        }
-        let data = self.page_bytes(page);
-        (!is_zero(data)).then(|| Bytes::copy_from_slice(data))
-    }
-
-    /// Bytes of old page contents held for the checkpoint under way.
-    pub fn held_bytes(&self) -> u64 {
-        (self.held.len() * PAGE_BYTES) as u64
-    }
-
-    /// Gives up the checkpoint under way.
-    pub fn cancel_checkpoint(&mut self) {
-        self.checkpoint_cursor = None;
-        self.held.clear();
-        self.flags.iter_mut().for_each(|flags| *flags &= !COPY_PENDING);
     }
 
     /// Puts a page of a restored checkpoint (or of a boot image) into place.
@@ -425,42 +369,11 @@ fn chunk_mask(offset: usize, len: usize) -> u64 {
     (u64::MAX >> (63 - (last - first))) << first
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+/// A page's part in the digest: 0 for zeros.
+fn page_hash(page: u64, bytes: &[u8]) -> u128 {
+    if is_zero(bytes) { 0 } else { xxh3_128_with_seed(bytes, page) }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checkpoint_of_much_zero_memory_is_taken_in_short_calls_and_is_whole() {
-        let pages = 3 * ZERO_PAGES_AT_ONCE as u64;
-        let mut ram = Ram::new(pages);
-        let address = |page: u64| RAM_BASE + page * PAGE_BYTES as u64;
-        let written = [0, 5_000, pages - 1];
-        for page in written {
-            ram.write(address(page) + 8, &page.to_le_bytes().map(|byte| byte | 1)).expect("inside");
-        }
-        ram.digest();
-        // Zero by its bytes, and by no hash.
-        ram.write(address(7), &[0; 8]).expect("inside");
-        ram.begin_checkpoint();
-        ram.write(address(5_000), &[9; 8]).expect("inside");
-        ram.write(address(6_000), &[9; 8]).expect("inside");
-        let (mut calls, mut found) = (0, Vec::new());
-        loop {
-            let part = ram.take_pages(64);
-            if part.is_empty() {
-                break;
-            }
-            calls += 1;
-            found.extend(part.into_iter().filter_map(|page| Some((page.index, page.data?))));
-        }
-        assert!(calls >= 3, "{calls} calls for {pages} pages");
-        let indices: Vec<u64> = found.iter().map(|(index, _)| *index).collect();
-        assert_eq!(indices, written);
-        assert_eq!(found[1].1[..8], [0; 8], "the old contents of a page that was written to");
-        assert_eq!(ram.held_bytes(), 0);
-    }
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(64).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -10,7 +10,9 @@ use common::client::Pinger;
 use common::{Dice, Pace, record_at, replay, replay_to};
 use log_format::{Control, Event, Output};
 use machine::disk::{BlockStore, MemDisk};
-use machine::{BootImages, DiskConfig, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
+use machine::{
+    BootImages, CheckpointExtent, DiskConfig, Exit, Machine, MachineConfig, NetConfig, RiscvMachine,
+};
 
 /// Where `guest/debian/build` puts the guest, or where SECONDWIND_DEBIAN says it is.
 fn guest(name: &str) -> Bytes {
@@ -59,11 +61,11 @@ fn debian_replays_from_its_boot_and_from_a_checkpoint() {
     let quarter = recording.events.len() / 4;
     for (count, logged) in recording.events.iter().enumerate() {
         if count > 0 && count % quarter == 0 {
-            let head = machine.begin_checkpoint();
+            let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
             let mut other = debian(&images, TICK);
             other.restore_begin(&head).expect("the same kind of machine");
             loop {
-                let part = machine.take_checkpoint_pages(1000);
+                let part = machine.take_checkpoint_pages(CheckpointExtent::Full, 1000);
                 if part.is_empty() {
                     break;
                 }

@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{Dice, Recording, ledger, record, replay, replay_to};
 use log_format::Output;
-use machine::{Machine, RiscvMachine};
+use machine::{CheckpointExtent, Kept, Machine, RiscvMachine, content_hash};
 
 const UNTIL_NS: u64 = 120_000_000;
 
@@ -39,11 +41,11 @@ fn copy(
     machine: &mut RiscvMachine,
     mut go_on: impl FnMut(&mut RiscvMachine),
 ) -> (RiscvMachine, log_format::Moment) {
-    let head = machine.begin_checkpoint();
+    let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
     let mut other = ledger();
     other.restore_begin(&head).expect("the same kind of machine");
     loop {
-        let part = machine.take_checkpoint_pages(50);
+        let part = machine.take_checkpoint_pages(CheckpointExtent::Full, 50);
         if part.is_empty() {
             break;
         }
@@ -119,4 +121,67 @@ fn a_reset_boots_again_and_replays() {
     assert_eq!(String::from_utf8_lossy(&text).matches("LEDGER ready").count(), 2);
     let again = run(&mut ledger(), 500);
     assert_eq!((again.0, again.1), (outputs, digest));
+}
+
+/// Brings `donor`, which held a state of the same machine, to the present one in place. How many
+/// pages and blocks that are part of it had to be given to it.
+fn bring_over(machine: &mut RiscvMachine, donor: &mut RiscvMachine) -> (usize, usize) {
+    let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
+    donor.restore_over(&head).expect("the same kind of machine");
+    let (mut pages, mut blocks) = (BTreeSet::new(), BTreeSet::new());
+    let mut given = 0;
+    loop {
+        let mut part = machine.take_checkpoint_pages(CheckpointExtent::Full, 50);
+        if part.is_empty() {
+            break;
+        }
+        part.pages.retain(|page| page.data.is_some());
+        pages.extend(part.pages.iter().map(|page| page.index));
+        blocks.extend(part.blocks.iter().map(|block| (block.disk, block.index)));
+        part.pages
+            .retain(|page| donor.hash_page(page.index) != page.data.as_ref().map(|data| content_hash(data)));
+        part.blocks
+            .retain(|block| donor.hash_block(block.disk, block.index) != Some(content_hash(&block.data)));
+        given += part.pages.len() + part.blocks.len();
+        donor.restore_part(&part).expect("pages of the same machine");
+    }
+    donor.keep_only(&|page| pages.contains(&page), &|disk, block| blocks.contains(&(disk, block)));
+    assert_eq!((donor.moment(), donor.digest()), (head.moment, head.digest));
+    donor.restore_end();
+    (given, pages.len() + blocks.len())
+}
+
+#[test]
+fn a_machine_with_an_older_state_is_brought_to_the_present_one_by_what_differs() {
+    let recording = recording(6);
+    let mut machine = ledger();
+    let place = |part: usize| recording.events.len() * part / 4;
+    let go_to = |machine: &mut RiscvMachine, from: usize, to: usize| {
+        for logged in &recording.events[from..to] {
+            replay_to(machine, logged.at, &mut || u64::MAX / 2);
+            machine.inject(&logged.event);
+        }
+    };
+    go_to(&mut machine, 0, place(2));
+    let (mut donor, _) = copy(&mut machine, |_| {});
+    assert!(donor.kept().memory);
+    // Absent for a while; and what it did meanwhile on its own is nobody's.
+    go_to(&mut machine, place(2), place(3));
+    donor.run(donor.moment().icount + 300_000);
+    let (given, all) = bring_over(&mut machine, &mut donor);
+    assert!(given > 0 && given * 2 < all, "{given} of {all} were given");
+    // It goes on as the other does.
+    go_to(&mut machine, place(3), place(4));
+    go_to(&mut donor, place(3), place(4));
+    assert_eq!(machine.digest(), donor.digest());
+    // A machine that has nothing gets it all; one that is ahead loses what it had.
+    let mut empty = ledger();
+    assert_eq!(empty.kept(), Kept::default());
+    let (given, all) = bring_over(&mut machine, &mut empty);
+    assert_eq!(given, all);
+    let mut behind = ledger();
+    go_to(&mut behind, 0, place(1));
+    bring_over(&mut behind, &mut machine);
+    go_to(&mut machine, place(1), place(4));
+    assert_eq!(machine.digest(), donor.digest());
 }

@@ -7,7 +7,7 @@ mod scripts;
 use bytes::Bytes;
 use common::{Dice, ledger};
 use log_format::{CheckpointPart, DiskBlock, Page};
-use machine::{BootImages, Machine, MachineConfig, RestoreError, RiscvMachine};
+use machine::{BootImages, CheckpointExtent, Machine, MachineConfig, RestoreError, RiscvMachine};
 
 fn busy() -> RiscvMachine {
     let mut machine = ledger();
@@ -29,8 +29,8 @@ fn a_damaged_state_is_refused_or_harmless() {
     });
     let taken = taken.count();
     assert!((100..1900).contains(&taken), "{taken} of 2000 damaged states were taken");
-    for len in 0..machine.begin_checkpoint().state.len() {
-        let mut head = machine.begin_checkpoint();
+    for len in 0..machine.begin_checkpoint(CheckpointExtent::Full).head.state.len() {
+        let mut head = machine.begin_checkpoint(CheckpointExtent::Full).head;
         head.state.truncate(len);
         assert!(matches!(ledger().restore_begin(&head), Err(RestoreError::Malformed(_))));
     }
@@ -61,7 +61,7 @@ fn images_of_any_bytes_are_refused_or_loaded() {
 #[test]
 fn parts_outside_the_machine_are_refused() {
     let mut machine = ledger();
-    let head = machine.begin_checkpoint();
+    let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
     machine.restore_begin(&head).expect("its own checkpoint");
     let data = |len: usize| Bytes::from(vec![1; len]);
     let page = |index, len| CheckpointPart {
@@ -90,7 +90,7 @@ fn parts_outside_the_machine_are_refused() {
 
 #[test]
 fn checkpoints_of_other_machines_are_refused_by_name() {
-    let head = ledger().begin_checkpoint();
+    let head = ledger().begin_checkpoint(CheckpointExtent::Full).head;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/ledger/ledger.elf");
     let kernel = Bytes::from(std::fs::read(path).expect("the built-in guest is committed"));
     let images = BootImages::supervisor(kernel, None);

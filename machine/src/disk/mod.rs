@@ -1,5 +1,7 @@
 //! Disks: where sectors are kept, and which of them differ from the base image.
 
+mod content;
+mod freeze;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -9,8 +11,9 @@ use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
-use log_format::DiskBlock;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use freeze::{FullFreeze, IncrementFreeze};
 
 pub use store::{BlockStore, MemDisk};
 
@@ -33,19 +36,22 @@ pub struct Disk {
     hash_sum: u128,
     /// Blocks written to since the last digest.
     stale: BTreeSet<u64>,
-    /// How many checkpoints were begun.
+    /// Blocks written to since the epoch began; `None` before the first: those ever written to.
+    dirty: Option<BTreeSet<u64>>,
+    /// How many full checkpoints were begun.
     checkpoints: u64,
-    /// Next block that the checkpoint under way takes; `None` when there is none.
-    checkpoint_cursor: Option<u64>,
-    /// Old contents of blocks of the checkpoint that were written to before they were taken.
-    held: BTreeMap<u64, Bytes>,
+    /// The full checkpoint under way, if there is one.
+    full: Option<FullFreeze>,
+    /// The increment begun last, if there is one.
+    increment: Option<IncrementFreeze>,
 }
 
 /// A block that was written to.
 struct Written {
     /// Its hash as of the last digest; 0 before.
     hash: u128,
-    /// How many checkpoints were begun before the first write to it: it belongs to later ones.
+    /// How many full checkpoints were begun before the first write to it: it belongs to later
+    /// ones.
     checkpoints_before: u64,
     /// It was zeroed as a whole since: nobody needs to read it. Only a shortcut; a block of
     /// zeros without it is the same.
@@ -53,22 +59,53 @@ struct Written {
 }
 
 impl Disk {
-    /// A disk whose contents are the store's base image.
+    /// A disk whose contents are the store's base image, and what the store kept from an earlier
+    /// run: that counts as written, so that digests and checkpoints cover it.
     ///
     /// # Errors
-    /// When writes left in the store cannot be forgotten.
+    /// When the host cannot read what was kept, or forget what was not.
     pub fn new(store: Box<dyn BlockStore>) -> io::Result<Disk> {
         let mut disk = Disk {
             store,
             written: BTreeMap::new(),
             hash_sum: 0,
             stale: BTreeSet::new(),
+            dirty: None,
             checkpoints: 0,
-            checkpoint_cursor: None,
-            held: BTreeMap::new(),
+            full: None,
+            increment: None,
         };
-        disk.revert()?;
+        let kept = disk.store.kept_blocks()?;
+        if kept.is_empty() {
+            disk.revert()?;
+        }
+        for block in kept {
+            disk.mark(block, false)?;
+        }
+        // Nobody waits for a machine that does not run yet, as for one at its first digest.
+        disk.digest()?;
         Ok(disk)
+    }
+
+    /// Whether the disk is its base image, as far as writes are known.
+    pub fn is_base(&self) -> bool {
+        self.written.is_empty()
+    }
+
+    /// Begins a change that a store which keeps its writes makes whole or not at all.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn begin_change(&mut self) -> io::Result<()> {
+        self.store.begin_change()
+    }
+
+    /// Ends the change.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn end_change(&mut self) -> io::Result<()> {
+        self.store.end_change()
     }
 
     /// Size in sectors.
@@ -190,14 +227,14 @@ impl Disk {
 
     /// Notes that a block is about to change.
     fn mark(&mut self, block: u64, is_zero: bool) -> io::Result<()> {
-        if self.is_pending(block) {
-            let old = self.read_block(block)?;
-            self.held.insert(block, old);
-        }
+        self.hold_frozen(block)?;
         let checkpoints_before = self.checkpoints;
         let written = self.written.entry(block).or_insert(Written { hash: 0, checkpoints_before, is_zero });
         written.is_zero = is_zero;
         self.stale.insert(block);
+        if let Some(dirty) = &mut self.dirty {
+            dirty.insert(block);
+        }
         Ok(())
     }
 
@@ -215,64 +252,22 @@ impl Disk {
     /// # Errors
     /// When the store fails.
     pub fn digest(&mut self) -> io::Result<u128> {
+        self.settle_increment()?;
         while let Some(block) = self.stale.first().copied() {
-            let hash = xxh3_128_with_seed(&self.read_block(block)?, block);
-            if let Some(written) = self.written.get_mut(&block) {
-                let before = std::mem::replace(&mut written.hash, hash);
-                self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
-            }
+            let data = self.read_block(block)?;
+            self.replace_hash(block, &data);
             self.stale.remove(&block);
         }
         Ok(self.hash_sum)
     }
 
-    /// Freezes the blocks that were written to, for [`Disk::take_blocks`].
-    pub fn begin_checkpoint(&mut self) {
-        self.held.clear();
-        self.checkpoints += 1;
-        self.checkpoint_cursor = Some(0);
-    }
-
-    /// Takes up to `limit` frozen blocks; empty at the end.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn take_blocks(&mut self, disk: u8, limit: usize) -> io::Result<Vec<DiskBlock>> {
-        let mut taken = Vec::new();
-        while let Some(cursor) = self.checkpoint_cursor.filter(|_| taken.len() < limit) {
-            let frozen = |(_, written): &(&u64, &Written)| written.checkpoints_before < self.checkpoints;
-            let Some((&index, _)) = self.written.range(cursor..).find(frozen) else {
-                self.checkpoint_cursor = None;
-                break;
-            };
-            let data = match self.held.remove(&index) {
-                Some(old) => old,
-                None => self.read_block(index)?,
-            };
-            self.checkpoint_cursor = Some(index + 1);
-            taken.push(DiskBlock { disk, index, data });
-        }
-        Ok(taken)
-    }
-
-    /// Whether the checkpoint under way still has to take `block` as it is now.
-    fn is_pending(&self, block: u64) -> bool {
-        let belongs = |written: &Written| written.checkpoints_before < self.checkpoints;
-        self.checkpoint_cursor.is_some_and(|cursor| cursor <= block)
-            && self.written.get(&block).is_some_and(belongs)
-            && !self.held.contains_key(&block)
-    }
-
-    /// Bytes of old block contents held for the checkpoint under way, at most: zeros cost
-    /// nothing.
-    pub fn held_bytes(&self) -> u64 {
-        (self.held.len() * BLOCK_BYTES) as u64
-    }
-
-    /// Gives up the checkpoint under way.
-    pub fn cancel_checkpoint(&mut self) {
-        self.checkpoint_cursor = None;
-        self.held.clear();
+    /// Hashes a block's contents anew. Returns its old and its new hash.
+    fn replace_hash(&mut self, block: u64, data: &[u8]) -> (u128, u128) {
+        let Some(written) = self.written.get_mut(&block) else { return (0, 0) };
+        let hash = xxh3_128_with_seed(data, block);
+        let before = std::mem::replace(&mut written.hash, hash);
+        self.hash_sum = self.hash_sum.wrapping_sub(before).wrapping_add(hash);
+        (before, hash)
     }
 
     /// Makes the disk its base image again.
@@ -284,7 +279,9 @@ impl Disk {
         self.written.clear();
         self.stale.clear();
         self.hash_sum = 0;
-        self.cancel_checkpoint();
+        self.dirty = None;
+        self.full = None;
+        self.increment = None;
         Ok(())
     }
 

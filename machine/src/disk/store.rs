@@ -5,7 +5,7 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::SECTOR_BYTES;
+use super::{BLOCK_SECTORS, SECTOR_BYTES};
 
 /// What a store without a way of its own writes at once to zero a range.
 const ZEROED_AT_ONCE_SECTORS: u64 = 2048;
@@ -74,6 +74,42 @@ pub trait BlockStore: Send {
     /// # Errors
     /// When the host cannot.
     fn revert(&mut self) -> io::Result<()>;
+
+    /// Makes a block of 4096 bytes its base image's again.
+    ///
+    /// # Errors
+    /// When the host cannot.
+    fn revert_block(&mut self, block: u64) -> io::Result<()> {
+        let _ = block;
+        Err(io::Error::other("this disk cannot give up the writes to a single block"))
+    }
+
+    /// The blocks, ascending, that the store kept from an earlier run and that differ from the
+    /// base image.
+    ///
+    /// # Errors
+    /// When the host cannot read them.
+    fn kept_blocks(&mut self) -> io::Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    /// What is written from here on is one change: whatever dies before
+    /// [`BlockStore::end_change`], a store that keeps its writes is found without any of it, or
+    /// marked as not whole. Called again before that, the change goes on.
+    ///
+    /// # Errors
+    /// When the host cannot.
+    fn begin_change(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The change is whole.
+    ///
+    /// # Errors
+    /// When the host cannot write it.
+    fn end_change(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A disk in host memory.
@@ -140,6 +176,12 @@ impl BlockStore for MemDisk {
 
     fn revert(&mut self) -> io::Result<()> {
         self.written.clear();
+        Ok(())
+    }
+
+    fn revert_block(&mut self, block: u64) -> io::Result<()> {
+        let first = block * BLOCK_SECTORS;
+        (first..first + BLOCK_SECTORS).for_each(|sector| drop(self.written.remove(&sector)));
         Ok(())
     }
 }

@@ -17,7 +17,9 @@ use machine::device::virtio::{Environment, HostFault};
 use machine::disk::{Disk, MemDisk};
 use machine::output::Outputs;
 use machine::ram::{RAM_BASE, Ram};
-use machine::{BootImages, BootKind, DiskConfig, Exit, Machine, RiscvMachine, Semantics, Signature};
+use machine::{
+    BootImages, BootKind, CheckpointExtent, DiskConfig, Exit, Machine, RiscvMachine, Semantics, Signature,
+};
 
 const PAGES: u64 = 64;
 const RING_BYTES: u64 = 0x1_0000;
@@ -242,8 +244,8 @@ pub fn boot_image(data: &[u8]) {
 /// Changes the state of a checkpoint of `machine` (three bytes a change: where and what) and
 /// lets a machine take it: it refuses, or goes on without a panic. Returns whether it took it.
 pub fn checkpoint_state(machine: &mut RiscvMachine, mut other: RiscvMachine, data: &[u8]) -> bool {
-    let mut head = machine.begin_checkpoint();
-    machine.cancel_checkpoint();
+    let mut head = machine.begin_checkpoint(CheckpointExtent::Full).head;
+    machine.cancel_checkpoint(CheckpointExtent::Full);
     for change in data.chunks_exact(3) {
         let position = usize::from(change[0]) | usize::from(change[1]) << 8;
         let len = head.state.len();

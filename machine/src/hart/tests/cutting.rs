@@ -2,7 +2,10 @@
 
 use super::encode::*;
 use super::*;
+use crate::CheckpointExtent;
 
+const EXTENTS: [CheckpointExtent; 3] =
+    [CheckpointExtent::Full, CheckpointExtent::Epoch, CheckpointExtent::Increment];
 const TABLES: u64 = RAM_BASE + 0x10_0000;
 const DATA: u64 = RAM_BASE + 0x20_0000;
 
@@ -172,10 +175,10 @@ fn check_cuts(make: fn() -> (Hart, TestBus)) {
                 0 => {
                     bus.ram.digest();
                 }
-                1 => bus.ram.begin_checkpoint(),
-                2 => {
-                    bus.ram.take_pages(3);
+                1 => {
+                    bus.ram.begin_checkpoint(EXTENTS[random.below(3) as usize]);
                 }
+                2 => EXTENTS.into_iter().for_each(|extent| drop(bus.ram.take_pages(extent, 3))),
                 _ => {}
             }
         }
