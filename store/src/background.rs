@@ -1,26 +1,58 @@
 //! A log that is written on a thread of its own.
+//!
+//! ```text
+//!   push, begin --> queue --> [ append all that waits, sync once ] --> stored(position)
+//! ```
+//!
+//! One sync serves everything that came while the one before it was under way (group commit),
+//! so that a disk which takes its time costs latency and not throughput.
 
 use std::io;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use log_format::SealedBatch;
+use log_format::{Position, SealedBatch};
 
-use crate::disk::Directory;
+use crate::disk::{Directory, Disk};
 use crate::error::StoreError;
 use crate::writer::LogWriter;
 
-/// Batches that wait for the disk before [`BackgroundLog::push`] waits too.
-const WAITING_BATCHES: usize = 4096;
+/// Bytes appended before a sync, though more wait.
+const GROUP_MAX_BYTES: u64 = 4 << 20;
+/// Bytes that wait for the disk before the log counts as behind.
+const BEHIND_BYTES: u64 = 16 << 20;
+/// How soon a disk without room is tried again.
+const FULL_RETRY: Duration = Duration::from_millis(200);
 
-/// Appends to a log without keeping the caller waiting, as long as the disk keeps up.
+/// What becomes of what is pushed.
+pub enum Durability {
+    /// It survives the death of the process.
+    Written,
+    /// It survives the loss of power, and then this is told the place after the last batch that
+    /// does. A disk that has no room is waited for.
+    Synced(Box<dyn Fn(Position) + Send>),
+}
+
+/// Makes the log that takes the place of the present one.
+pub type Begin<D = Directory> = Box<dyn FnOnce() -> Result<Option<LogWriter<D>>, StoreError> + Send>;
+
+/// Done once all that was pushed before is on disk.
+pub type After = Box<dyn FnOnce() -> Result<(), StoreError> + Send>;
+
+/// Appends to a log and never keeps the caller waiting: who pushes looks at
+/// [`BackgroundLog::is_behind`].
 ///
 /// # Order of calls
 ///
-/// `push` in the log's order, then `finish`.
-pub struct BackgroundLog {
-    batches: SyncSender<SealedBatch>,
-    thread: JoinHandle<Result<(), StoreError>>,
+/// `push` in the log's order, `begin` before the first batch of another log, then `finish` or
+/// `into_writer`.
+pub struct BackgroundLog<D: Disk = Directory> {
+    commands: Sender<Command<D>>,
+    state: Arc<State>,
+    thread: JoinHandle<Result<Option<LogWriter<D>>, StoreError>>,
 }
 
 /// The log's thread ended with an error, which [`BackgroundLog::finish`] gives.
@@ -28,20 +60,46 @@ pub struct BackgroundLog {
 #[error("the log could not be written")]
 pub struct LogEnded;
 
-impl BackgroundLog {
-    /// Starts the thread.
+enum Command<D: Disk> {
+    Append(SealedBatch),
+    Begin(Begin<D>),
+    After(After),
+}
+
+/// What both sides look at.
+#[derive(Default)]
+struct State {
+    waiting_bytes: AtomicU64,
+    /// The log is to end: a disk without room is not waited for any more.
+    ending: AtomicBool,
+    /// Why nothing is written at present.
+    trouble: Mutex<Option<String>>,
+}
+
+impl State {
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        // The text is whole whatever the other side was doing.
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<D: Disk + Send + 'static> BackgroundLog<D>
+where
+    D::File: Send,
+{
+    /// Starts the thread. Without a writer, batches are dropped until [`BackgroundLog::begin`].
     ///
     /// # Errors
     /// When the operating system has no thread to give.
-    pub fn start(mut writer: LogWriter<Directory>) -> io::Result<BackgroundLog> {
-        let (batches, waiting) = sync_channel::<SealedBatch>(WAITING_BATCHES);
+    pub fn start(writer: Option<LogWriter<D>>, durability: Durability) -> io::Result<BackgroundLog<D>> {
+        let (commands, waiting) = channel();
+        let state = Arc::new(State::default());
+        let mut appender = Appender { writer, durability, state: Arc::clone(&state) };
         let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
-            while let Ok(batch) = waiting.recv() {
-                writer.append(&batch)?;
-            }
-            writer.finish()
+            appender.run(&waiting)?;
+            Ok(appender.writer)
         })?;
-        Ok(BackgroundLog { batches, thread })
+        Ok(BackgroundLog { commands, state, thread })
     }
 
     /// Hands the next batch over.
@@ -49,7 +107,40 @@ impl BackgroundLog {
     /// # Errors
     /// When an earlier one could not be written.
     pub fn push(&self, batch: SealedBatch) -> Result<(), LogEnded> {
-        self.batches.send(batch).map_err(|_| LogEnded)
+        self.state.waiting_bytes.fetch_add(batch.bytes().len() as u64, Ordering::AcqRel);
+        self.commands.send(Command::Append(batch)).map_err(|_| LogEnded)
+    }
+
+    /// Lets another log take the place of the present one, behind all that was pushed. The present one
+    /// is closed before `begin` is called, on the log's thread.
+    ///
+    /// # Errors
+    /// As [`BackgroundLog::push`].
+    pub fn begin(&self, begin: Begin<D>) -> Result<(), LogEnded> {
+        self.commands.send(Command::Begin(begin)).map_err(|_| LogEnded)
+    }
+
+    /// Does something on the log's thread once all that was pushed so far is synced.
+    ///
+    /// # Errors
+    /// As [`BackgroundLog::push`]. An error of `after` ends the log.
+    pub fn after(&self, after: After) -> Result<(), LogEnded> {
+        self.commands.send(Command::After(after)).map_err(|_| LogEnded)
+    }
+
+    /// Whether so much waits for the disk that no more should be made.
+    pub fn is_behind(&self) -> bool {
+        self.waiting_bytes() >= BEHIND_BYTES
+    }
+
+    /// Bytes that wait for the disk.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.state.waiting_bytes.load(Ordering::Acquire)
+    }
+
+    /// Why nothing is written at present, while that is so.
+    pub fn trouble(&self) -> Option<String> {
+        self.state.trouble().clone()
     }
 
     /// Waits until all is on disk, and closes the log.
@@ -57,10 +148,245 @@ impl BackgroundLog {
     /// # Errors
     /// What went wrong with the first batch that could not be written.
     pub fn finish(self) -> Result<(), StoreError> {
-        drop(self.batches);
+        self.into_writer()?.map_or(Ok(()), LogWriter::finish)
+    }
+
+    /// Waits until all is written, and, where that is asked for, synced, and gives the log back.
+    ///
+    /// # Errors
+    /// As [`BackgroundLog::finish`].
+    pub fn into_writer(self) -> Result<Option<LogWriter<D>>, StoreError> {
+        self.state.ending.store(true, Ordering::Release);
+        drop(self.commands);
         match self.thread.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         }
+    }
+}
+
+/// What the thread works with.
+struct Appender<D: Disk> {
+    writer: Option<LogWriter<D>>,
+    durability: Durability,
+    state: Arc<State>,
+}
+
+impl<D: Disk> Appender<D> {
+    fn run(&mut self, waiting: &Receiver<Command<D>>) -> Result<(), StoreError> {
+        while let Ok(first) = waiting.recv() {
+            let mut group_bytes = 0;
+            let mut next = Some(first);
+            while let Some(command) = next {
+                group_bytes += self.obey(command)?;
+                next = if group_bytes < GROUP_MAX_BYTES { waiting.try_recv().ok() } else { None };
+            }
+            if let (Durability::Synced(stored), Some(writer)) = (&self.durability, &mut self.writer) {
+                writer.sync()?;
+                stored(writer.end_position());
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries a command out, and says how many bytes it wrote.
+    fn obey(&mut self, command: Command<D>) -> Result<u64, StoreError> {
+        match command {
+            Command::Append(batch) => {
+                let bytes = batch.bytes().len() as u64;
+                let appended = self.append(&batch);
+                self.state.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                appended.map(|()| bytes)
+            }
+            Command::Begin(begin) => {
+                // One that could not be marked as finished is as good: another takes its place.
+                match self.writer.take().map_or(Ok(()), LogWriter::finish) {
+                    Err(error) if !error.is_full() => return Err(error),
+                    _ => {}
+                }
+                self.writer = begin()?;
+                Ok(0)
+            }
+            Command::After(after) => {
+                self.writer.as_mut().map_or(Ok(()), LogWriter::sync)?;
+                after().map(|()| 0)
+            }
+        }
+    }
+
+    /// Appends a batch. A disk that has no room is tried again where the log must be whole.
+    fn append(&mut self, batch: &SealedBatch) -> Result<(), StoreError> {
+        let Appender { writer: Some(writer), durability, state } = self else { return Ok(()) };
+        let must_be_whole = matches!(durability, Durability::Synced(_));
+        loop {
+            match writer.append(batch) {
+                Err(error) if error.is_full() && must_be_whole && !state.ending.load(Ordering::Acquire) => {
+                    *state.trouble() = Some(error.to_string());
+                    std::thread::sleep(FULL_RETRY);
+                }
+                other => {
+                    *state.trouble() = None;
+                    return other;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LogOptions, LogReader};
+    use log_format::{Batch, ChainHash, MachineIdentity, SegmentHeader};
+    use std::fs::File;
+    use std::path::Path;
+
+    fn header() -> SegmentHeader {
+        let identity = MachineIdentity { semantics: 1, config: [1; 32], boot_images: [2; 32], disks: vec![] };
+        SegmentHeader::at_boot("vm".into(), identity, 1, bytes::Bytes::new())
+    }
+
+    fn batches(count: u64) -> Vec<SealedBatch> {
+        let mut chain = ChainHash::genesis(&header().identity);
+        let seal = |sequence| {
+            let mut batch = Batch { term: 1, sequence, ..Batch::default() };
+            batch.end.icount = sequence * 100;
+            let sealed = batch.seal(chain).unwrap();
+            chain = sealed.chain();
+            sealed
+        };
+        (1..=count).map(seal).collect()
+    }
+
+    fn read(path: &Path) -> Vec<SealedBatch> {
+        LogReader::open(path).unwrap().map(Result::unwrap).collect()
+    }
+
+    /// A directory that has no room as long as it is told so.
+    struct Narrow {
+        directory: Directory,
+        full: Arc<AtomicBool>,
+    }
+
+    struct NarrowFile(File, Arc<AtomicBool>);
+
+    impl crate::DiskFile for NarrowFile {
+        fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+            match self.1.load(Ordering::Acquire) {
+                true => Err(io::ErrorKind::StorageFull.into()),
+                false => crate::DiskFile::write_all_at(&self.0, bytes, offset),
+            }
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+    }
+
+    impl Disk for Narrow {
+        type File = NarrowFile;
+
+        fn path(&self) -> &Path {
+            self.directory.path()
+        }
+
+        fn names(&self) -> io::Result<Vec<String>> {
+            self.directory.names()
+        }
+
+        fn create_new(&self, name: &str) -> io::Result<NarrowFile> {
+            Ok(NarrowFile(self.directory.create_new(name)?, Arc::clone(&self.full)))
+        }
+
+        fn open(&self, name: &str) -> io::Result<NarrowFile> {
+            Ok(NarrowFile(self.directory.open(name)?, Arc::clone(&self.full)))
+        }
+
+        fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+            self.directory.rename(from, to)
+        }
+
+        fn remove(&self, name: &str) -> io::Result<()> {
+            self.directory.remove(name)
+        }
+
+        fn sync_names(&self) -> io::Result<()> {
+            self.directory.sync_names()
+        }
+    }
+
+    /// A log on a disk that may be full, its switch, and what it says is stored.
+    fn narrow(path: &Path) -> (BackgroundLog<Narrow>, Arc<AtomicBool>, Receiver<u64>) {
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = Narrow { directory: Directory::lock(path).unwrap(), full: Arc::clone(&full) };
+        let writer = LogWriter::create_on(disk, header(), LogOptions::default()).unwrap();
+        let (told, stored) = channel();
+        let durability = Durability::Synced(Box::new(move |end| told.send(end.sequence).unwrap()));
+        (BackgroundLog::start(Some(writer), durability).unwrap(), full, stored)
+    }
+
+    #[test]
+    fn what_is_stored_is_told_once_for_all_that_waited() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, full, stored) = narrow(folder.path());
+        let all = batches(50);
+        // The first is held up by a full disk, so that the others wait behind it.
+        full.store(true, Ordering::Release);
+        for batch in &all {
+            log.push(batch.clone()).unwrap();
+        }
+        while log.trouble().is_none() {
+            std::thread::yield_now();
+        }
+        assert!(stored.try_recv().is_err(), "nothing is stored on a full disk");
+        assert_eq!(log.waiting_bytes(), all.iter().map(|batch| batch.bytes().len() as u64).sum::<u64>());
+        full.store(false, Ordering::Release);
+        assert_eq!(stored.recv().unwrap(), 50, "one sync for all");
+        assert_eq!((log.trouble(), log.waiting_bytes()), (None, 0));
+        log.finish().unwrap();
+        assert!(stored.recv().is_err(), "nothing was told twice");
+        assert_eq!(read(folder.path()), all);
+    }
+
+    #[test]
+    fn a_full_disk_is_not_waited_for_at_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, full, _stored) = narrow(folder.path());
+        full.store(true, Ordering::Release);
+        log.push(batches(1).remove(0)).unwrap();
+        assert!(log.finish().unwrap_err().is_full());
+    }
+
+    #[test]
+    fn another_log_takes_the_place_of_the_first() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let log = BackgroundLog::start(None, Durability::Written).unwrap();
+        let all = batches(6);
+        // Without a log they are dropped.
+        log.push(all[3].clone()).unwrap();
+        for (path, range) in [(one.path(), 0..2), (two.path(), 0..6)] {
+            let path = path.to_owned();
+            let begin = move || LogWriter::create(&path, header(), LogOptions::default()).map(Some);
+            log.begin(Box::new(begin)).unwrap();
+            for batch in &all[range] {
+                log.push(batch.clone()).unwrap();
+            }
+        }
+        let writer = log.into_writer().unwrap().unwrap();
+        assert_eq!(writer.end_position().sequence, 6);
+        assert_eq!(read(one.path()), all[..2]);
+        assert_eq!(read(two.path()), all);
+    }
+
+    #[test]
+    fn a_batch_that_does_not_follow_ends_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let (log, _full, _stored) = narrow(folder.path());
+        log.push(batches(2).remove(1)).unwrap();
+        assert!(matches!(log.finish(), Err(StoreError::NotNext(_))));
     }
 }

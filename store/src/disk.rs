@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::fault;
+
 /// A directory that holds the files of one log.
 pub trait Disk {
     /// A file of it.
@@ -134,6 +136,7 @@ impl Disk for Directory {
 
 impl DiskFile for File {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        fault::before_write()?;
         FileExt::write_all_at(self, bytes, offset)
     }
 
@@ -142,6 +145,7 @@ impl DiskFile for File {
     }
 
     fn sync(&self) -> io::Result<()> {
+        fault::before_sync();
         self.sync_data()
     }
 }

@@ -314,7 +314,8 @@ impl<D: Disk> LogWriter<D> {
     }
 }
 
-fn lock(directory: &Path) -> Result<Directory, StoreError> {
+/// Locks a directory against other writers.
+pub(crate) fn lock(directory: &Path) -> Result<Directory, StoreError> {
     Directory::lock(directory).map_err(|error| match error.kind() {
         std::io::ErrorKind::WouldBlock => StoreError::Locked { path: directory.to_owned() },
         _ => StoreError::io("open directory", directory, error),
