@@ -3,21 +3,33 @@
 //! One record per VM decides. It changes only by compare-and-set, and only in these steps:
 //!
 //! ```text
-//!   (none)          -- claim_start(A) ---------> {1,   A, none}
-//!   {t, A, none}    -- claim_start(A) ---------> {t+1, A, none}     A starts again
-//!   {t, A, none}    -- register_backup(A, B) --> {t,   A, B}        before A counts on B
-//!   {t, A, B}       -- go_alone(A) ------------> {t,   A, none}     before A releases without B
-//!   {t, A, B}       -- take_over(B) -----------> {t+1, B, none}     before B goes live
+//!   (none)            -- claim_start(A) --------> {1,   A, none}
+//!   {t, A, none}      -- claim_start(A) --------> {t+1, A, none}      A starts again
+//!   {t, A, B C, k}    -- claim_start(A, log) ---> {t+1, A, none}      A starts again from its own durable log
+//!   {t, A, any}       -- set_backups(A, B C) ---> {t,   A, B C, k}    before A counts on another set
+//!   {t, A, B C, k}    -- take_over(B) ----------> {t+1, B, none}      before B goes live, or, while
+//!                                                                     more must speak, B's bid
 //! ```
 //!
-//! Only the registered backup can take over, and only while it is registered. So a primary
-//! and its backup that lose sight of each other race for one record: the winner goes on, the
-//! loser stops for good. No clock and no lease is involved: a stale primary cannot release
-//! anything, because what it would release is acknowledged by nobody, and going alone is a
-//! step it loses.
+//! **The set.** The holder releases an output when `required` (k) of its n registered backups
+//! hold it. So every released output is held by at least one of any n - k + 1 of them, and by
+//! the one among them that holds the most: the log is one chain.
+//!
+//! **Bids.** A backup that wants to take over neither receives nor acknowledges any more, and
+//! its bid says how much it holds. When n - k + 1 backups have bid, the highest bid holds all
+//! that was released, and what it lacks nobody can release any more. With one backup, or with
+//! k = n, that is the first bid, and it wins at once.
+//!
+//! Only registered backups can take over, and only while they are registered. So a primary
+//! and its backups that lose sight of each other race for one record: the winner goes on, the
+//! losers stop for good or join again. No clock is involved: a stale primary cannot release
+//! anything, because what it would release is acknowledged by too few, and counting on fewer
+//! is a step it loses.
 //!
 //! The functions decide without I/O; [`arbitrate`] carries a decision out on any
 //! [`Arbiter`]. The simulator uses both with an arbiter in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::arbiter::{Arbiter, ArbiterError, CasOutcome};
 
@@ -28,17 +40,57 @@ pub struct Record {
     pub term: u64,
     /// Node that is the primary in this term.
     pub holder: String,
-    /// Node that may take over: the one that the holder counts on.
-    pub backup: Option<String>,
+    /// Nodes that may take over: those that the holder counts on.
+    pub backups: BTreeSet<String>,
+    /// How many of them must hold an output before it leaves; 0 without backups.
+    pub required: u32,
+    /// Batches held by the backups that want to take over, and wait for others to speak.
+    pub bids: BTreeMap<String, u64>,
+}
+
+impl Record {
+    /// A primary that counts on nobody.
+    pub fn alone(term: u64, holder: &str) -> Record {
+        Record {
+            term,
+            holder: holder.to_owned(),
+            backups: BTreeSet::new(),
+            required: 0,
+            bids: BTreeMap::new(),
+        }
+    }
+
+    /// A primary that counts on one backup.
+    pub fn pair(term: u64, holder: &str, backup: &str) -> Record {
+        Record { backups: BTreeSet::from([backup.to_owned()]), required: 1, ..Record::alone(term, holder) }
+    }
+
+    /// Whether the holder counts on this node.
+    pub fn counts_on(&self, node: &str) -> bool {
+        self.backups.contains(node)
+    }
+
+    /// How many backups must have bid before one of them takes over.
+    pub fn bids_needed(&self) -> usize {
+        (self.backups.len() + 1).saturating_sub(self.required as usize)
+    }
 }
 
 impl std::fmt::Display for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Record { term, holder, .. } = self;
-        match &self.backup {
-            Some(backup) => write!(f, "term {term}: primary {holder}, backup {backup}"),
-            None => write!(f, "term {term}: primary {holder}, without a backup"),
+        let Record { term, holder, backups, required, bids } = self;
+        write!(f, "term {term}: primary {holder}, ")?;
+        let names: Vec<&str> = backups.iter().map(String::as_str).collect();
+        match &names[..] {
+            [] => write!(f, "without a backup")?,
+            [backup] => write!(f, "backup {backup}")?,
+            several => write!(f, "backups {}, of which {required} must hold an output", several.join(", "))?,
         }
+        if !bids.is_empty() {
+            let bidders: Vec<&str> = bids.keys().map(String::as_str).collect();
+            write!(f, "; {} wait to take over", bidders.join(", "))?;
+        }
+        Ok(())
     }
 }
 
@@ -49,20 +101,22 @@ pub enum Step {
     ClaimStart {
         /// The node that starts.
         node: String,
-        /// Whether the rules or the operator decide.
+        /// What decides: the rules, the node's own log or the operator.
         authority: Authority,
     },
-    /// Register a backup that is in sync.
-    RegisterBackup {
+    /// Count on these backups and no others.
+    SetBackups {
         /// The primary.
         node: String,
         /// Its term.
         term: u64,
-        /// The backup.
-        backup: String,
+        /// The backups, all of which hold what the change takes for granted.
+        backups: BTreeSet<String>,
+        /// How many of them must hold an output before it leaves.
+        required: u32,
     },
-    /// Go on without the registered backup.
-    GoAlone {
+    /// Still be the primary: asks, and changes nothing.
+    Confirm {
         /// The primary.
         node: String,
         /// Its term.
@@ -74,6 +128,8 @@ pub enum Step {
         node: String,
         /// The failed primary's term.
         term: u64,
+        /// Batches that the backup holds. It receives no more.
+        held: u64,
     },
 }
 
@@ -81,13 +137,15 @@ impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Step::ClaimStart { node, .. } => write!(f, "start as the primary on {node}"),
-            Step::RegisterBackup { node, backup, .. } => {
-                write!(f, "register {backup} as the backup of {node}")
-            }
-            Step::GoAlone { node, term } => {
+            Step::SetBackups { node, term, backups, .. } if backups.is_empty() => {
                 write!(f, "go on alone on {node} in term {term}")
             }
-            Step::TakeOver { node, term } => {
+            Step::SetBackups { node, backups, .. } => {
+                let names: Vec<&str> = backups.iter().map(String::as_str).collect();
+                write!(f, "register {} as the backup of {node}", names.join(", "))
+            }
+            Step::Confirm { node, term } => write!(f, "be the primary of term {term} on {node}"),
+            Step::TakeOver { node, term, .. } => {
                 write!(f, "take over on {node} from the primary of term {term}")
             }
         }
@@ -99,6 +157,12 @@ impl std::fmt::Display for Step {
 pub enum Authority {
     /// The record must allow it.
     Rules,
+    /// The node's own log holds, durably, all that was released in this term, in which it was
+    /// the primary.
+    Log {
+        /// The term of the log's end.
+        term: u64,
+    },
     /// The operator vouches that no other node runs this VM nor holds a later state of it.
     Operator,
 }
@@ -126,7 +190,7 @@ pub enum Refusal {
         /// The term it had.
         term: u64,
         /// The record that says otherwise.
-        current: Record,
+        current: Box<Record>,
     },
     /// A node that is not registered wants to take over.
     #[error(
@@ -138,7 +202,7 @@ pub enum Refusal {
         /// The term it followed.
         term: u64,
         /// The record that says otherwise.
-        current: Record,
+        current: Box<Record>,
     },
     /// Another node holds the VM, or may take it over.
     #[error(
@@ -148,17 +212,7 @@ pub enum Refusal {
         /// The node that wants to start.
         node: String,
         /// The record that names the other.
-        current: Record,
-    },
-    /// A second backup is offered while one is registered.
-    #[error(
-        "{backup} cannot be registered while another backup is ({current}): the primary must go on alone first"
-    )]
-    OtherBackup {
-        /// The one that is offered.
-        backup: String,
-        /// The record that names the other.
-        current: Record,
+        current: Box<Record>,
     },
     /// There is no record, though there must have been one.
     #[error(
@@ -179,9 +233,13 @@ pub enum Refusal {
 pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal> {
     match step {
         Step::ClaimStart { node, authority } => claim_start(current, node, *authority),
-        Step::RegisterBackup { node, term, backup } => register_backup(current, node, *term, backup),
-        Step::GoAlone { node, term } => go_alone(current, node, *term),
-        Step::TakeOver { node, term } => take_over(current, node, *term),
+        Step::SetBackups { node, term, backups, required } => {
+            set_backups(current, node, *term, backups, *required)
+        }
+        Step::Confirm { node, term } => {
+            held_by(current, node, *term).map(|record| Decision::AlreadySo(record.clone()))
+        }
+        Step::TakeOver { node, term, held } => take_over(current, node, *term, *held),
     }
 }
 
@@ -193,68 +251,77 @@ pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal
 /// # Errors
 /// [`Refusal::HeldByOther`] when another node is the primary, or may become it: also when
 /// `node` itself was the primary but has a registered backup, since what was acknowledged
-/// to clients may be only there.
+/// to clients may be only there, unless its own log is known to hold that too.
 pub fn claim_start(current: Option<&Record>, node: &str, authority: Authority) -> Result<Decision, Refusal> {
     let Some(current) = current else {
-        return Ok(Decision::Propose(alone(1, node)));
+        return Ok(Decision::Propose(Record::alone(1, node)));
     };
-    let own = current.holder == node && current.backup.is_none();
-    if own || authority == Authority::Operator {
-        return Ok(Decision::Propose(alone(current.term + 1, node)));
+    let allowed = match authority {
+        Authority::Rules => current.holder == node && current.backups.is_empty(),
+        // Or it took that term's primacy over and died before it released, and so logged, anything.
+        Authority::Log { term } => {
+            current.holder == node && current.term == term || *current == Record::alone(term + 1, node)
+        }
+        Authority::Operator => true,
+    };
+    if allowed {
+        return Ok(Decision::Propose(Record::alone(current.term + 1, node)));
     }
-    Err(Refusal::HeldByOther { node: node.to_owned(), current: current.clone() })
+    Err(Refusal::HeldByOther { node: node.to_owned(), current: Box::new(current.clone()) })
 }
 
-/// The primary `node` of `term` registers `backup`, which is in sync, before it counts on it.
+/// The primary `node` of `term` counts on `backups` from now on: on one more, before it relies
+/// on it, or on one fewer, before it releases anything that this one did not acknowledge.
 ///
-/// # Errors
-/// [`Refusal::Fenced`], [`Refusal::Vanished`], or [`Refusal::OtherBackup`] when another
-/// backup is registered.
-pub fn register_backup(
-    current: Option<&Record>,
-    node: &str,
-    term: u64,
-    backup: &str,
-) -> Result<Decision, Refusal> {
-    let current = held_by(current, node, term)?;
-    match current.backup.as_deref() {
-        None => Ok(Decision::Propose(Record { backup: Some(backup.to_owned()), ..current.clone() })),
-        Some(registered) if registered == backup => Ok(Decision::AlreadySo(current.clone())),
-        Some(_) => Err(Refusal::OtherBackup { backup: backup.to_owned(), current: current.clone() }),
-    }
-}
-
-/// The primary `node` of `term` goes on without its backup, before it releases anything that
-/// the backup did not acknowledge.
+/// Bids are void after it: who made one and is still alone makes it again.
 ///
 /// # Errors
 /// [`Refusal::Fenced`] or [`Refusal::Vanished`].
-pub fn go_alone(current: Option<&Record>, node: &str, term: u64) -> Result<Decision, Refusal> {
+pub fn set_backups(
+    current: Option<&Record>,
+    node: &str,
+    term: u64,
+    backups: &BTreeSet<String>,
+    required: u32,
+) -> Result<Decision, Refusal> {
     let current = held_by(current, node, term)?;
-    match current.backup {
-        Some(_) => Ok(Decision::Propose(alone(term, node))),
-        None => Ok(Decision::AlreadySo(current.clone())),
+    let wanted = Record { backups: backups.clone(), required, ..Record::alone(term, node) };
+    match *current == wanted {
+        true => Ok(Decision::AlreadySo(wanted)),
+        false => Ok(Decision::Propose(wanted)),
     }
 }
 
-/// The backup `node`, which followed the primary of `term`, becomes the primary of the next
-/// term, before it goes live.
+/// The backup `node`, which followed the primary of `term` and holds `held` batches, becomes
+/// the primary of the next term before it goes live, if enough backups have bid and none holds
+/// more. Else its bid is noted: the record returned is still of `term`, and the step is to be
+/// taken again.
 ///
 /// # Errors
 /// [`Refusal::NotRegistered`] or [`Refusal::Vanished`].
-pub fn take_over(current: Option<&Record>, node: &str, term: u64) -> Result<Decision, Refusal> {
+pub fn take_over(current: Option<&Record>, node: &str, term: u64, held: u64) -> Result<Decision, Refusal> {
     let current = present(current, node, term)?;
-    if current.term == term && current.backup.as_deref() == Some(node) {
-        return Ok(Decision::Propose(alone(term + 1, node)));
-    }
-    if current.term == term + 1 && current.holder == node {
+    // Only as this step itself leaves it: with a backup, an earlier life of this node went on from
+    // there, and what this one holds is of a stale primary.
+    if *current == Record::alone(term + 1, node) {
         return Ok(Decision::AlreadySo(current.clone()));
     }
-    Err(Refusal::NotRegistered { node: node.to_owned(), term, current: current.clone() })
-}
-
-fn alone(term: u64, node: &str) -> Record {
-    Record { term, holder: node.to_owned(), backup: None }
+    if current.term != term || !current.counts_on(node) {
+        return Err(Refusal::NotRegistered {
+            node: node.to_owned(),
+            term,
+            current: Box::new(current.clone()),
+        });
+    }
+    let mut bid = current.clone();
+    bid.bids.insert(node.to_owned(), held);
+    let best = bid.bids.iter().max_by_key(|(name, held)| (**held, std::cmp::Reverse(*name)));
+    let wins = best.is_some_and(|(name, _)| name == node) && bid.bids.len() >= bid.bids_needed();
+    match (wins, bid == *current) {
+        (true, _) => Ok(Decision::Propose(Record::alone(term + 1, node))),
+        (false, true) => Ok(Decision::AlreadySo(bid)),
+        (false, false) => Ok(Decision::Propose(bid)),
+    }
 }
 
 fn present<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a Record, Refusal> {
@@ -266,7 +333,7 @@ fn held_by<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a
     if current.term == term && current.holder == node {
         return Ok(current);
     }
-    Err(Refusal::Fenced { node: node.to_owned(), term, current: current.clone() })
+    Err(Refusal::Fenced { node: node.to_owned(), term, current: Box::new(current.clone()) })
 }
 
 /// Why [`arbitrate`] did not take the step.
@@ -301,7 +368,7 @@ pub fn arbitrate(arbiter: &dyn Arbiter, step: &Step) -> Result<Record, Arbitrati
             // Who won the race runs the VM now, even under this node's own name.
             CasOutcome::Lost(Some(current)) if matches!(step, Step::ClaimStart { .. }) => {
                 let node = proposed.holder;
-                return Err(Refusal::HeldByOther { node, current }.into());
+                return Err(Refusal::HeldByOther { node, current: Box::new(current) }.into());
             }
             // Ends: each lost round means that another node took a step.
             CasOutcome::Lost(found) => current = found,
@@ -316,23 +383,38 @@ mod tests {
     use proptest::prelude::*;
 
     fn record(term: u64, holder: &str, backup: Option<&str>) -> Record {
-        Record { term, holder: holder.into(), backup: backup.map(Into::into) }
+        match backup {
+            Some(backup) => Record::pair(term, holder, backup),
+            None => Record::alone(term, holder),
+        }
+    }
+
+    fn set(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
     }
 
     fn claim(node: &str) -> Step {
         Step::ClaimStart { node: node.into(), authority: Authority::Rules }
     }
 
+    fn set_step(node: &str, term: u64, backups: &[&str], required: u32) -> Step {
+        Step::SetBackups { node: node.into(), term, backups: set(backups), required }
+    }
+
     fn register(node: &str, term: u64, backup: &str) -> Step {
-        Step::RegisterBackup { node: node.into(), term, backup: backup.into() }
+        set_step(node, term, &[backup], 1)
     }
 
     fn go_alone_step(node: &str, term: u64) -> Step {
-        Step::GoAlone { node: node.into(), term }
+        set_step(node, term, &[], 0)
+    }
+
+    fn bid_step(node: &str, term: u64, held: u64) -> Step {
+        Step::TakeOver { node: node.into(), term, held }
     }
 
     fn take_over_step(node: &str, term: u64) -> Step {
-        Step::TakeOver { node: node.into(), term }
+        bid_step(node, term, 7)
     }
 
     #[test]
@@ -364,7 +446,8 @@ mod tests {
     #[test]
     fn the_stale_primary_is_fenced_by_every_step_it_tries() {
         let current = record(2, "b", None);
-        for step in [go_alone_step("a", 1), register("a", 1, "c")] {
+        let confirm = Step::Confirm { node: "a".into(), term: 1 };
+        for step in [go_alone_step("a", 1), register("a", 1, "c"), confirm] {
             let refusal = decide(&step, Some(&current)).unwrap_err();
             assert!(matches!(refusal, Refusal::Fenced { term: 1, .. }));
         }
@@ -382,16 +465,38 @@ mod tests {
     }
 
     #[test]
-    fn a_primary_with_a_registered_backup_does_not_start_again_by_itself() {
+    fn what_an_earlier_life_took_over_is_not_taken_again() {
+        // b took over, registered c and died; it came back empty and joined a, which knew nothing.
+        let current = record(2, "b", Some("c"));
+        let refusal = decide(&take_over_step("b", 1), Some(&current)).unwrap_err();
+        assert!(matches!(refusal, Refusal::NotRegistered { .. }));
+    }
+
+    #[test]
+    fn a_primary_with_a_registered_backup_starts_again_by_its_durable_log_or_the_operator_only() {
         let current = record(4, "a", Some("b"));
-        assert!(matches!(
-            claim_start(Some(&current), "a", Authority::Rules),
-            Err(Refusal::HeldByOther { .. })
-        ));
-        assert_eq!(
-            claim_start(Some(&current), "a", Authority::Operator),
-            Ok(Decision::Propose(record(5, "a", None)))
-        );
+        for authority in [Authority::Rules, Authority::Log { term: 3 }] {
+            let refused = claim_start(Some(&current), "a", authority);
+            assert!(matches!(refused, Err(Refusal::HeldByOther { .. })), "{authority:?}");
+        }
+        for authority in [Authority::Log { term: 4 }, Authority::Operator] {
+            let next = claim_start(Some(&current), "a", authority);
+            assert_eq!(next, Ok(Decision::Propose(record(5, "a", None))), "{authority:?}");
+        }
+        let other = claim_start(Some(&current), "b", Authority::Log { term: 4 });
+        assert!(matches!(other, Err(Refusal::HeldByOther { .. })));
+    }
+
+    #[test]
+    fn who_took_over_and_died_before_its_first_output_starts_again_by_the_log_it_followed() {
+        let taken = record(5, "b", None);
+        let next = claim_start(Some(&taken), "b", Authority::Log { term: 4 });
+        assert_eq!(next, Ok(Decision::Propose(record(6, "b", None))));
+        // With a backup, or later, it led and released: that log is too old.
+        for later in [record(5, "b", Some("c")), record(6, "b", None), record(5, "a", None)] {
+            let refused = claim_start(Some(&later), "b", Authority::Log { term: 4 });
+            assert!(matches!(refused, Err(Refusal::HeldByOther { .. })), "{later}");
+        }
     }
 
     #[test]
@@ -402,26 +507,63 @@ mod tests {
     }
 
     #[test]
-    fn two_backups_are_never_registered_at_once() {
-        let current = record(1, "a", Some("b"));
-        let refusal = decide(&register("a", 1, "c"), Some(&current)).unwrap_err();
-        assert!(matches!(refusal, Refusal::OtherBackup { .. }));
+    fn where_all_must_hold_an_output_the_first_backup_that_asks_takes_over() {
+        let arbiter = MemoryArbiter::default();
+        arbitrate(&arbiter, &claim("a")).unwrap();
+        arbitrate(&arbiter, &set_step("a", 1, &["b", "c"], 2)).unwrap();
+        assert_eq!(arbitrate(&arbiter, &bid_step("c", 1, 3)).unwrap(), record(2, "c", None));
+    }
+
+    #[test]
+    fn where_one_suffices_all_must_speak_and_who_holds_most_takes_over() {
+        let arbiter = MemoryArbiter::default();
+        arbitrate(&arbiter, &claim("a")).unwrap();
+        arbitrate(&arbiter, &set_step("a", 1, &["b", "c"], 1)).unwrap();
+        let first = arbitrate(&arbiter, &bid_step("b", 1, 40)).unwrap();
+        assert_eq!((first.term, first.bids.len()), (1, 1), "c may hold more");
+        let second = arbitrate(&arbiter, &bid_step("c", 1, 39)).unwrap();
+        assert_eq!((second.term, second.bids.len()), (1, 2), "b holds more");
+        assert_eq!(arbitrate(&arbiter, &bid_step("b", 1, 40)).unwrap(), record(2, "b", None));
+        assert!(arbitrate(&arbiter, &bid_step("c", 1, 39)).is_err());
+    }
+
+    #[test]
+    fn equal_bids_have_one_winner() {
+        let mut current = Record { backups: set(&["b", "c", "d"]), required: 2, ..Record::alone(1, "a") };
+        current.bids = BTreeMap::from([("c".to_owned(), 5)]);
+        assert!(
+            matches!(take_over(Some(&current), "d", 1, 5), Ok(Decision::Propose(next)) if next.term == 1)
+        );
+        assert!(
+            matches!(take_over(Some(&current), "b", 1, 5), Ok(Decision::Propose(next)) if next.term == 2)
+        );
+    }
+
+    #[test]
+    fn a_primary_that_lives_voids_the_bids() {
+        let arbiter = MemoryArbiter::default();
+        arbitrate(&arbiter, &claim("a")).unwrap();
+        arbitrate(&arbiter, &set_step("a", 1, &["b", "c"], 1)).unwrap();
+        arbitrate(&arbiter, &bid_step("b", 1, 40)).unwrap();
+        let counted = arbitrate(&arbiter, &set_step("a", 1, &["b", "c"], 1)).unwrap();
+        assert!(counted.bids.is_empty());
+        assert_eq!(arbitrate(&arbiter, &bid_step("c", 1, 60)).unwrap().term, 1);
     }
 
     /// Any node, any step, any order, each by what it believes of the term.
     fn any_step() -> impl Strategy<Value = Step> {
         let node = || prop::sample::select(vec!["a", "b", "c"]);
-        (0..4u8, node(), node(), 1..6u64).prop_map(|(kind, node, other, term)| match kind {
+        (0..4u8, node(), node(), 1..6u64, 0..9u64).prop_map(|(kind, node, other, term, held)| match kind {
             0 => claim(node),
             1 => register(node, term, other),
-            2 => go_alone_step(node, term),
-            _ => take_over_step(node, term),
+            2 => set_step(node, term, &["a", "b", "c"], 1 + (held % 3) as u32),
+            _ => bid_step(node, term, held),
         })
     }
 
     proptest! {
         #[test]
-        fn each_term_has_one_holder_and_only_its_backup_follows(
+        fn each_term_has_one_holder_and_only_its_backups_follow(
             steps in prop::collection::vec(any_step(), 0..60),
         ) {
             let arbiter = MemoryArbiter::default();
@@ -434,8 +576,38 @@ mod tests {
                     prop_assert_eq!(&before.holder, &after.holder);
                 } else {
                     prop_assert_eq!(after.term, before.term + 1);
-                    let heir = before.backup.unwrap_or(before.holder);
-                    prop_assert_eq!(after.holder, heir);
+                    let heir = before.counts_on(&after.holder) || before.backups.is_empty();
+                    prop_assert!(heir);
+                    prop_assert!(before.backups.is_empty() || before.bids.len() + 1 >= before.bids_needed());
+                }
+            }
+        }
+
+        /// The k-th highest of n is at most the highest of any n - k + 1.
+        #[test]
+        fn the_winner_holds_all_that_enough_backups_held(
+            held in prop::collection::vec(0..30u64, 1..6),
+            required in 1..6u32,
+            order in prop::collection::vec(any::<prop::sample::Index>(), 12),
+        ) {
+            let required = required.min(held.len() as u32);
+            let names: Vec<String> = (0..held.len()).map(|number| format!("n{number}")).collect();
+            let mut record = Record {
+                backups: names.iter().cloned().collect(),
+                required,
+                ..Record::alone(1, "a")
+            };
+            let mut sorted = held.clone();
+            sorted.sort_unstable();
+            let released = sorted[held.len() - required as usize];
+            for index in order {
+                let bidder = index.index(held.len());
+                match take_over(Some(&record), &names[bidder], 1, held[bidder]).unwrap() {
+                    Decision::Propose(next) if next.term == 2 => {
+                        prop_assert!(held[bidder] >= released);
+                        return Ok(());
+                    }
+                    Decision::Propose(next) | Decision::AlreadySo(next) => record = next,
                 }
             }
         }

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     fn step(term: u64) -> Step {
-        Step::GoAlone { node: "a".into(), term }
+        Step::SetBackups { node: "a".into(), term, backups: Default::default(), required: 0 }
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! A bad network between two hosts, on demand: delays, limits and cuts TCP connections.
+//! A bad network between two hosts, on demand: delays, limits, loses, corrupts and cuts what
+//! TCP connections carry.
 //!
-//! The drill (`--cut link`) and tests put it between primary and backup. A cut is what a
-//! network does, not what a host does: no connection is closed, bytes just stop arriving,
-//! and those held back arrive when the cut ends.
+//! The drill and tests put it between primary and backup. A cut is what a network does, not
+//! what a host does: no connection is closed, bytes just stop arriving, and those held back
+//! arrive when the cut ends. A lost segment is what TCP makes of it: it arrives after its
+//! retransmission, and everything behind it waits. A corrupt one is what passes TCP's 16-bit
+//! checksum: a bit is wrong, and whoever reads must notice.
 //!
 //! ```text
 //!   client <--TCP--> proxy <--TCP--> server
-//!            read, stamp --> queue --> wait for delay, rate, cut --> write     (each way)
+//!            read, stamp --> queue --> wait for delay, rate, loss, cut --> flip --> write  (each way)
 //! ```
 
 use crate::pacing::Pacer;
@@ -24,6 +27,14 @@ use tokio::time::{Instant, sleep_until};
 const CHUNK_BYTES: usize = 16 << 10;
 /// Chunks under way in one direction of a connection; then TCP holds the sender back.
 const CHUNKS_UNDER_WAY: usize = 1024;
+/// Bytes of a segment on Ethernet, with TCP's timestamps: what is lost or corrupted at once.
+const SEGMENT_BYTES: usize = 1448;
+/// How long TCP waits at least until it sends a lost segment again: Linux's minimum. It doubles
+/// with each further loss (RFC 6298, section 5.5).
+const RETRANSMISSION_TIMEOUT: Duration = Duration::from_millis(200);
+/// A segment that is lost more often in a row arrives all the same; a cut is for that.
+const MOST_LOSSES: u32 = 8;
+const MILLION: u64 = 1_000_000;
 
 /// What the network is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,6 +45,10 @@ pub struct Conditions {
     pub bytes_per_second: Option<u64>,
     /// What does not arrive at all.
     pub cut: Cut,
+    /// Out of a million segments, how many are lost on their way, each time they are sent.
+    pub lost_per_million: u32,
+    /// Out of a million segments, how many arrive with one bit flipped.
+    pub corrupted_per_million: u32,
 }
 
 /// Which way bytes stop arriving. The client is the side that connects: the backup.
@@ -240,9 +255,10 @@ async fn let_out(
     let start = Instant::now();
     let elapsed_ns = || u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let mut pacer = Pacer::new(None, 0);
-    while let Some((read_at, bytes)) = queue.recv().await {
+    let mut chance = Chance::of(direction);
+    while let Some((read_at, mut bytes)) = queue.recv().await {
         let conditions = *network.conditions.borrow();
-        pause_until(read_at + conditions.delay).await;
+        pause_until(read_at + conditions.delay + chance.loss_delay(&conditions, bytes.len())).await;
         if pacer.bytes_per_second() != conditions.bytes_per_second {
             pacer.set_rate(conditions.bytes_per_second, elapsed_ns());
         }
@@ -252,9 +268,63 @@ async fn let_out(
         if bytes.is_empty() {
             break;
         }
+        chance.corrupt(&conditions, &mut bytes);
         writer.write_all(&bytes).await?;
     }
     writer.shutdown().await
+}
+
+/// Which segments meet with an accident: numbers of SplitMix64 (Steele, Lea, Flood 2014), the
+/// same for every connection, so that a test sees the same accidents for the same bytes.
+#[derive(Debug)]
+struct Chance(u64);
+
+impl Chance {
+    fn of(direction: Direction) -> Chance {
+        Chance(match direction {
+            Direction::ToServer => 1,
+            Direction::ToClient => 2,
+        })
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn happens(&mut self, per_million: u32) -> bool {
+        per_million > 0 && self.next() % MILLION < u64::from(per_million)
+    }
+
+    /// How much later than without losses the last of `length` bytes arrives. Segments that
+    /// were sent together are sent again together: the unluckiest one counts.
+    fn loss_delay(&mut self, conditions: &Conditions, length: usize) -> Duration {
+        let mut longest = Duration::ZERO;
+        for _ in 0..length.div_ceil(SEGMENT_BYTES) {
+            let (mut delay, mut timeout) = (Duration::ZERO, RETRANSMISSION_TIMEOUT + 2 * conditions.delay);
+            let mut losses = 0;
+            while losses < MOST_LOSSES && self.happens(conditions.lost_per_million) {
+                delay += timeout;
+                timeout *= 2;
+                losses += 1;
+            }
+            longest = longest.max(delay);
+        }
+        longest
+    }
+
+    /// Flips a bit in some segments.
+    fn corrupt(&mut self, conditions: &Conditions, bytes: &mut [u8]) {
+        for segment in bytes.chunks_mut(SEGMENT_BYTES) {
+            if self.happens(conditions.corrupted_per_million) {
+                let bit = self.next() % (segment.len() as u64 * 8);
+                segment[(bit / 8) as usize] ^= 1 << (bit % 8);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -351,6 +421,42 @@ mod tests {
                 arrives(&mut client, b"to client").await;
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_lost_arrives_late_but_whole_and_in_order() {
+        let lossy = Conditions { lost_per_million: 500_000, ..Conditions::default() };
+        let (_proxy, mut client, mut server) = through(lossy).await;
+        let start = Instant::now();
+        for number in 0..20u8 {
+            client.write_all(&[number; 100]).await.unwrap();
+            arrives(&mut server, &[number; 100]).await;
+        }
+        // Each second one on average; these are always the same ones.
+        assert!(start.elapsed() >= RETRANSMISSION_TIMEOUT * 5, "{:?}", start.elapsed());
+    }
+
+    #[test]
+    fn further_losses_of_a_segment_wait_twice_as_long_each() {
+        let hopeless = Conditions { lost_per_million: 1_000_000, ..Conditions::default() };
+        let delay = Chance::of(Direction::ToServer).loss_delay(&hopeless, 1);
+        assert_eq!(delay, RETRANSMISSION_TIMEOUT * ((1 << MOST_LOSSES) - 1));
+        assert_eq!(
+            Chance::of(Direction::ToServer).loss_delay(&Conditions::default(), 1 << 20),
+            Duration::ZERO
+        );
+    }
+
+    #[tokio::test]
+    async fn a_corrupt_segment_has_one_wrong_bit() {
+        let corrupt = Conditions { corrupted_per_million: 1_000_000, ..Conditions::default() };
+        let (_proxy, mut client, mut server) = through(corrupt).await;
+        client.write_all(&[0; 1000]).await.unwrap();
+        let mut found = [0; 1000];
+        server.read_exact(&mut found).await.unwrap();
+        let wrong: u32 = found.iter().map(|byte| byte.count_ones()).sum();
+        assert!(wrong >= 1, "a bit of each segment is wrong");
+        assert!(wrong <= 8, "{wrong} bits are wrong");
     }
 
     #[tokio::test]

@@ -41,7 +41,7 @@ fn contend() {
         if term > last_term {
             return;
         }
-        let new = Record { term, holder: holder.clone(), backup: None };
+        let new = Record::alone(term, &holder);
         current = match arbiter.compare_and_set(current.as_ref(), &new).unwrap() {
             CasOutcome::Won => {
                 println!("\nwon {term}");
@@ -81,7 +81,7 @@ fn a_process_killed_at_any_moment_leaves_a_record_and_no_lock() {
         let arbiter = LockFileArbiter::open(&path, "web").unwrap();
         let current = arbiter.read().unwrap().unwrap();
         assert!(current.term > lowest, "{current} after term {lowest}");
-        let new = Record { term: current.term + 1, holder: "b".into(), backup: None };
+        let new = Record::alone(current.term + 1, "b");
         let outcome = arbiter.compare_and_set(Some(&current), &new).unwrap();
         assert_eq!(outcome, CasOutcome::Won);
         lowest = new.term;

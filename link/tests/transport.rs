@@ -4,10 +4,13 @@
 
 use link::keys::{DEFAULT_VALIDITY, KeyPaths, NodeKeys, generate};
 use link::tls::{PairTls, Security};
-use link::transport::{Connection, Listener, SendError, TransportConfig, TransportError, connect};
+use link::transport::{
+    Connection, Listener, Reservation, SendError, TransportConfig, TransportError, connect,
+};
 use log_format::{Ack, CheckpointPart, Goodbye, GoodbyeReason, Heartbeat, Message, Moment, Page};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -306,4 +309,72 @@ async fn a_port_in_use_is_named() {
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest).await;
     assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_port_that_is_only_taken_turns_callers_away_and_can_be_listened_on_again() {
+    let config = TransportConfig::default();
+    let mut reservation = Reservation::bind("127.0.0.1:0", Security::Insecure, config).await.unwrap();
+    let address = reservation.local_address().unwrap().to_string();
+    for _ in 0..3 {
+        let refused = connect(std::slice::from_ref(&address), &Security::Insecure, config).await;
+        assert!(matches!(refused, Err(TransportError::Unreachable { .. })));
+        let mut listener = reservation.listen().unwrap();
+        let addresses = [address.clone()];
+        let dialled = connect(&addresses, &Security::Insecure, config);
+        let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+        let _connections = (dialled.unwrap(), accepted.unwrap());
+        // Its connections live on; nobody new comes in.
+        reservation = listener.leave().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_silent_address_does_not_hold_up_the_way_to_a_living_one() {
+    // A full backlog answers nothing, as a dead host does.
+    let full = tokio::net::TcpSocket::new_v4().unwrap();
+    full.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let full = full.listen(1).unwrap();
+    let silent = full.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let dialled =
+            tokio::time::timeout(Duration::from_millis(200), tokio::net::TcpStream::connect(silent));
+        waiting.extend(dialled.await.ok());
+    }
+    let (mut listener, living) = listen(Security::Insecure).await;
+    let addresses = [vec![silent.to_string()], living.clone()].concat();
+    let config = TransportConfig { connect_timeout: Duration::from_secs(3600), ..TransportConfig::default() };
+    let dialled = connect(&addresses, &Security::Insecure, config);
+    let (dialled, _accepted) = tokio::join!(dialled, listener.accept());
+    assert_eq!(dialled.unwrap().peer.address.to_string(), living[0]);
+}
+
+#[tokio::test]
+async fn a_host_that_takes_connections_and_says_nothing_does_not_hide_another() {
+    let keys = PairKeys::new();
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let rude = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut addresses = vec![mute.local_addr().unwrap().to_string(), rude.local_addr().unwrap().to_string()];
+    let hang_up = tokio::spawn(async move {
+        while let Ok((connection, _)) = rude.accept().await {
+            drop(connection);
+        }
+    });
+    let (mut listener, own) = listen(keys.node("alpha")).await;
+    addresses.extend(own);
+    let security = keys.node("beta");
+    let (accepted, dialed) =
+        tokio::join!(listener.accept(), connect(&addresses, &security, TransportConfig::default()));
+    accepted.unwrap();
+    dialed.unwrap();
+    hang_up.abort();
+}
+
+#[tokio::test]
+async fn who_only_looks_whether_somebody_listens_is_told_apart() {
+    let keys = PairKeys::new();
+    let (mut listener, addresses) = listen(keys.node("alpha")).await;
+    drop(TcpStream::connect(&addresses[0]).await.unwrap());
+    assert!(matches!(listener.accept().await, Err(TransportError::LeftSilently { .. })));
 }

@@ -5,19 +5,9 @@
 //! would be a lock on a file that is no longer there. A reader needs no lock and sees the
 //! old record or the new one, never half of one.
 //!
-//! ```text
-//! secondwind-arbiter 1
-//! vm = "web"
-//! term = 4
-//! holder = "alpha"
-//! backup = "beta"
-//! crc32 = 0x8f4a1012
-//! ```
-//!
-//! The first line is fixed, with the version; `backup` is left out when there is none;
-//! `crc32` is over all the bytes before its own line.
+//! [`super::record_text`] has its form.
 
-use super::{Arbiter, ArbiterError, CasOutcome};
+use super::{Arbiter, ArbiterError, CasOutcome, encode_record, parse_record};
 use crate::arbitration::Record;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -25,8 +15,6 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-const MAGIC: &str = "secondwind-arbiter";
-const VERSION: u64 = 1;
 /// A longer file is not a record.
 const MAX_RECORD_BYTES: u64 = 4096;
 /// A contender holds the lock for two fsyncs: whoever holds it longer is stuck.
@@ -94,7 +82,7 @@ impl LockFileArbiter {
     fn replace(&self, record: &Record) -> Result<(), ArbiterError> {
         let temporary = self.sidecar(".new");
         let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
-        file.write_all(encode(&self.vm, record).as_bytes()).map_err(io_error("write", &temporary))?;
+        file.write_all(encode_record(&self.vm, record).as_bytes()).map_err(io_error("write", &temporary))?;
         file.sync_all().map_err(io_error("sync", &temporary))?;
         std::fs::rename(&temporary, &self.path).map_err(io_error("replace", &self.path))?;
         let directory = self.directory();
@@ -130,70 +118,10 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) ->
     move |source| ArbiterError::Io { action, path, source }
 }
 
-fn encode(vm: &str, record: &Record) -> String {
-    let quoted = |text: &str| toml::Value::from(text).to_string();
-    let Record { term, holder, .. } = record;
-    let mut text = format!("{MAGIC} {VERSION}\nvm = {}\nterm = {term}\n", quoted(vm));
-    text += &format!("holder = {}\n", quoted(holder));
-    if let Some(backup) = &record.backup {
-        text += &format!("backup = {}\n", quoted(backup));
-    }
-    let crc32 = crc32fast::hash(text.as_bytes());
-    text + &format!("crc32 = 0x{crc32:08x}\n")
-}
-
-/// The part of the file between its first line and its checksum.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    vm: String,
-    term: u64,
-    holder: String,
-    backup: Option<String>,
-}
-
-/// The record of VM `vm` in the bytes of a file; `path` is for the error.
-///
-/// # Errors
-/// When it is not a record, not of this version or VM, or damaged.
-pub fn parse_record(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, ArbiterError> {
-    let corrupt = |detail: String| ArbiterError::Corrupt { path: path.to_owned(), detail };
-    let text = String::from_utf8_lossy(bytes);
-    let (first_line, rest) = text.split_once('\n').unwrap_or((&text, ""));
-    let version = match first_line.strip_prefix(MAGIC) {
-        Some(version) => version.trim(),
-        None => return Err(foreign(path, first_line)),
-    };
-    let version: u64 =
-        version.parse().map_err(|_| corrupt(format!("version {version:?} is not a number")))?;
-    if version != VERSION {
-        return Err(ArbiterError::FutureVersion { path: path.to_owned(), found: version, expected: VERSION });
-    }
-    let (body, checksum) =
-        rest.rsplit_once("crc32 = ").ok_or_else(|| corrupt("it ends before its checksum".into()))?;
-    let checked = format!("{first_line}\n{body}");
-    let expected = format!("0x{:08x}", crc32fast::hash(checked.as_bytes()));
-    let found = checksum.trim_end();
-    if found != expected {
-        return Err(corrupt(format!("crc32 is {found}, expected {expected}")));
-    }
-    let body: Body = toml::from_str(body).map_err(|error| corrupt(error.message().to_owned()))?;
-    if body.vm != vm {
-        return Err(ArbiterError::OtherVm { path: path.to_owned(), found: body.vm, expected: vm.to_owned() });
-    }
-    Ok(Record { term: body.term, holder: body.holder, backup: body.backup })
-}
-
-fn foreign(path: &Path, first_line: &str) -> ArbiterError {
-    let start: String = first_line.chars().take(24).collect();
-    ArbiterError::Foreign { path: path.to_owned(), found: format!("{start:?}"), expected: MAGIC }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::arbiter::contract::{self, record};
-    use proptest::prelude::*;
 
     fn opened() -> (tempfile::TempDir, LockFileArbiter) {
         let directory = tempfile::tempdir().unwrap();
@@ -237,15 +165,15 @@ mod tests {
 
     #[test]
     fn what_is_wrong_with_a_file_is_told_apart() {
-        let good = encode("web", &record(4, "alpha", Some("beta")));
+        let good = encode_record("web", &record(4, "alpha", Some("beta")));
         assert!(matches!(error_of(b""), ArbiterError::Foreign { .. }));
         assert!(matches!(error_of(b"\x7fELF\x02\x01 binary"), ArbiterError::Foreign { .. }));
         assert!(matches!(
-            error_of(good.replace("arbiter 1", "arbiter 2").as_bytes()),
-            ArbiterError::FutureVersion { found: 2, .. }
+            error_of(good.replace("arbiter 1", "arbiter 3").as_bytes()),
+            ArbiterError::FutureVersion { found: 3, .. }
         ));
         assert!(matches!(
-            error_of(encode("db", &record(1, "a", None)).as_bytes()),
+            error_of(encode_record("db", &record(1, "a", None)).as_bytes()),
             ArbiterError::OtherVm { .. }
         ));
         assert!(matches!(
@@ -282,39 +210,5 @@ mod tests {
         let outcome = arbiter.compare_and_set(Some(&old), &new).unwrap();
         assert_eq!(outcome, CasOutcome::Won);
         assert_eq!(arbiter.read().unwrap(), Some(new));
-    }
-
-    proptest! {
-        #[test]
-        fn any_record_comes_back(
-            term in 0..u64::from(u32::MAX),
-            holder in any::<String>(),
-            backup in any::<Option<String>>(),
-            vm in any::<String>(),
-        ) {
-            let kept = Record { term, holder, backup };
-            let text = encode(&vm, &kept);
-            prop_assert_eq!(parse_record(text.as_bytes(), Path::new("x"), &vm).unwrap(), kept);
-        }
-
-        #[test]
-        fn any_bytes_are_a_record_or_an_error(
-            head in prop::sample::select(vec!["", "secondwind-arbiter 1\n"]),
-            tail in prop::collection::vec(any::<u8>(), 0..200),
-        ) {
-            let bytes = [head.as_bytes(), &tail].concat();
-            prop_assert!(parse_record(&bytes, Path::new("x"), "web").is_err());
-        }
-
-        #[test]
-        fn no_flipped_bit_passes_for_the_record(byte in 0..100usize, bit in 0..8u8) {
-            let kept = record(4, "alpha", Some("beta"));
-            let mut bytes = encode("web", &kept).into_bytes();
-            let byte = byte % (bytes.len() - 1); // all but the last line's end
-            bytes[byte] ^= 1 << bit;
-            if let Ok(record) = parse_record(&bytes, Path::new("x"), "web") {
-                prop_assert_eq!(record, kept);
-            }
-        }
     }
 }

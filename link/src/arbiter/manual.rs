@@ -37,8 +37,8 @@ impl std::fmt::Display for PendingQuestion {
         let PendingQuestion { current, proposed } = self;
         let node = &proposed.holder;
         if proposed.term == current.term {
-            let lost = current.backup.as_deref().unwrap_or("its backup");
-            write!(f, "may {node} go on without {lost} in term {}?", current.term)
+            let lost: Vec<&str> = current.backups.difference(&proposed.backups).map(String::as_str).collect();
+            write!(f, "may {node} go on without {} in term {}?", lost.join(", "), current.term)
         } else {
             let (lost, term) = (&current.holder, proposed.term);
             write!(f, "may {node} take over from {lost} in term {term}?")
@@ -120,8 +120,7 @@ impl<A: Arbiter> Arbiter for ManualArbiter<A> {
 
 /// Going alone and taking over leave a registered backup, or a primary, behind.
 fn needs_the_operator(current: &Record, new: &Record) -> bool {
-    let left_behind = new.backup.is_none() && current.backup.is_some();
-    left_behind || new.holder != current.holder
+    !current.backups.is_subset(&new.backups) || new.holder != current.holder
 }
 
 impl ManualHandle {
@@ -223,7 +222,7 @@ mod tests {
         let handle = arbiter.handle();
         assert_eq!(handle.grant(), Err(NothingPending));
         arbiter.learn(&record(3, "a", Some("b"))).unwrap();
-        let step = Step::TakeOver { node: "b".into(), term: 3 };
+        let step = Step::TakeOver { node: "b".into(), term: 3, held: 5 };
         std::thread::scope(|scope| {
             let taken = scope.spawn(|| arbitrate(&arbiter, &step).unwrap());
             let question = wait_for_question(&handle);
@@ -241,7 +240,7 @@ mod tests {
         let arbiter = ManualArbiter::new(MemoryArbiter::default());
         let handle = arbiter.handle();
         arbiter.learn(&record(1, "a", Some("b"))).unwrap();
-        let step = Step::GoAlone { node: "a".into(), term: 1 };
+        let step = Step::SetBackups { node: "a".into(), term: 1, backups: Default::default(), required: 0 };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| arbitrate(&arbiter, &step));
             let question = wait_for_question(&handle);

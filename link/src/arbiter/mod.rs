@@ -1,12 +1,20 @@
 //! Where the record of [`crate::arbitration`] is kept, and who compares and sets it.
 
+#[cfg(feature = "etcd")]
+mod etcd;
+mod guard;
 mod lock_file;
 mod manual;
 mod memory;
+mod record_text;
 
-pub use lock_file::{LockFileArbiter, parse_record};
+#[cfg(feature = "etcd")]
+pub use etcd::{CLOCK_RATE_MARGIN_PERCENT, EtcdArbiter, EtcdConfig, EtcdConfigError};
+pub use guard::{Guard, GuardNews, Tell};
+pub use lock_file::LockFileArbiter;
 pub use manual::{ManualArbiter, ManualHandle, NothingPending, PendingQuestion};
 pub use memory::MemoryArbiter;
+pub use record_text::{encode_record, parse_record};
 
 use crate::arbitration::Record;
 use std::path::PathBuf;
@@ -27,6 +35,16 @@ pub trait Arbiter: Send + Sync {
     /// When the arbiter cannot be asked, or failed on the way: the record may then be either
     /// the old or the new one, and [`Arbiter::read`] tells.
     fn compare_and_set(&self, expected: Option<&Record>, new: &Record) -> Result<CasOutcome, ArbiterError>;
+
+    /// A lease for the primary `node` of `term`, kept alive in the background from now on, with
+    /// news of it and of the record through `tell`. `None` where the arbiter has no leases:
+    /// the primary then goes by the record alone.
+    ///
+    /// Returns at once; does not wait for the arbiter.
+    fn guard(&self, term: u64, node: &str, tell: Tell) -> Option<Box<dyn Guard>> {
+        let _ = (term, node, tell);
+        None
+    }
 }
 
 /// What became of [`Arbiter::compare_and_set`].
@@ -101,6 +119,36 @@ pub enum ArbiterError {
         /// The sidecar file that is locked.
         path: PathBuf,
     },
+    /// etcd did not answer, or refused.
+    #[error("arbiter: etcd at {members}: {detail}; {way_out}")]
+    Etcd {
+        /// The members that were asked.
+        members: String,
+        /// What the last one said.
+        detail: String,
+        /// What to do about it.
+        way_out: &'static str,
+    },
+    /// A file that the way to etcd needs cannot be read.
+    #[error("arbiter: cannot read {}: {source}; it is named in --arbiter etcd:...", path.display())]
+    EtcdFile {
+        /// Certificate, key or password file.
+        path: PathBuf,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// Another node's lease lives, and the record does not name the asker as its backup.
+    #[error(
+        "arbiter: the lease of {node} in term {term} is alive: it may run this VM; stop it, or wait {ttl_s} s after it stopped, and repeat"
+    )]
+    LeaseHeld {
+        /// Who holds it.
+        node: String,
+        /// Its term.
+        term: u64,
+        /// How long a lease lives at most.
+        ttl_s: u64,
+    },
     /// The question to the operator was withdrawn before an answer came.
     #[error("arbiter: the question to the operator was withdrawn")]
     Withdrawn,
@@ -115,7 +163,10 @@ pub(crate) mod contract {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     pub(crate) fn record(term: u64, holder: &str, backup: Option<&str>) -> Record {
-        Record { term, holder: holder.into(), backup: backup.map(Into::into) }
+        match backup {
+            Some(backup) => Record::pair(term, holder, backup),
+            None => Record::alone(term, holder),
+        }
     }
 
     pub(crate) fn keeps_what_was_won_and_refuses_the_rest(arbiter: &dyn Arbiter) {

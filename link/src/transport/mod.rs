@@ -12,10 +12,12 @@
 //! is served only while the log lane is empty, one frame at a time.
 
 mod connection;
+mod listener;
 mod queue;
 mod socket;
 
 pub use connection::{Connection, CounterSnapshot, Peer, Receiver, Sender};
+pub use listener::{Listener, Reservation};
 pub use queue::SendError;
 
 use crate::tls::{PairTls, Security, TlsFailure, peer_node};
@@ -23,9 +25,10 @@ use log_format::FrameError;
 use socket::{CountedStream, Counters, LinkStream};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -59,6 +62,9 @@ impl Default for TransportConfig {
         }
     }
 }
+
+/// An address that says nothing for this long is not waited for alone.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(100);
 
 /// Why hosts cannot talk. Each is one line with the way out.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +102,12 @@ pub enum TransportError {
         /// The peer's address.
         peer: SocketAddr,
     },
+    /// The peer connected, said nothing and left: it only looked whether somebody listens.
+    #[error("{peer} connected and left without a word")]
+    LeftSilently {
+        /// The peer's address.
+        peer: SocketAddr,
+    },
     /// The connection broke.
     #[error("the connection with {peer} broke: {source}")]
     Broken {
@@ -128,7 +140,9 @@ pub enum TransportError {
     },
 }
 
-/// Connects to the first of `addresses` (`HOST:PORT`) that answers.
+/// Connects to the first of `addresses` (`HOST:PORT`) that answers. They are tried in their
+/// order, the next one as soon as one refuses or says nothing for a moment: a host that is dead
+/// does not hold up the way to a living one.
 ///
 /// # Errors
 /// [`TransportError::Unreachable`] when none does; the peer's refusal otherwise.
@@ -137,12 +151,40 @@ pub async fn connect(
     security: &Security,
     config: TransportConfig,
 ) -> Result<Connection, TransportError> {
-    let mut attempts = Vec::new();
-    for address in addresses {
-        match dial(address, config.connect_timeout).await {
-            Ok((tcp, peer)) => return secure_client(tcp, peer, security, config).await,
-            Err(error) => attempts.push(format!("{address}: {error}")),
+    let mut waiting = addresses.iter().cloned();
+    let mut dialled = JoinSet::new();
+    let (mut attempts, mut insecure) = (Vec::new(), None);
+    loop {
+        let next = waiting.next();
+        let more = next.is_some();
+        next.into_iter().for_each(|address| {
+            let security = security.clone();
+            dialled.spawn(async move {
+                match dial(&address, config.connect_timeout).await {
+                    // A host may take a connection and then say nothing: only a handshake counts.
+                    Ok((tcp, peer)) => secure_client(tcp, peer, &security, config).await,
+                    Err(error) => {
+                        Err(TransportError::Unreachable { attempts: format!("{address}: {error}") })
+                    }
+                }
+            });
+        });
+        let done = match more {
+            true => timeout(NEXT_ADDRESS_AFTER, dialled.join_next()).await.ok(),
+            false => Some(dialled.join_next().await),
+        };
+        match done {
+            Some(Some(Ok(Ok(connection)))) => return Ok(connection),
+            Some(Some(Ok(Err(TransportError::Unreachable { attempts: attempt })))) => attempts.push(attempt),
+            Some(Some(Ok(Err(error)))) => insecure = insecure.or(Some(error)),
+            Some(Some(Err(error))) => attempts.push(error.to_string()),
+            Some(None) => break,
+            // It says nothing yet: the next one is tried beside it.
+            None => {}
         }
+    }
+    if let Some(error) = insecure {
+        return Err(error);
     }
     if attempts.is_empty() {
         attempts.push("no address is configured".to_owned());
@@ -204,6 +246,9 @@ async fn secure_server(
     let handshake = tls.acceptor.accept(stream).into_fallible();
     let stream = match timeout(config.connect_timeout, handshake).await {
         Err(_) => return Err(TransportError::HandshakeTimeout { peer }),
+        Ok(Err(_)) if counters.received_bytes.load(Ordering::Relaxed) == 0 => {
+            return Err(TransportError::LeftSilently { peer });
+        }
         Ok(Err((error, stream))) => {
             linger(stream).await;
             return Err(handshake_error(peer, error));
@@ -267,73 +312,4 @@ fn handshake_error(peer: SocketAddr, error: std::io::Error) -> TransportError {
         },
     };
     TransportError::Tls { peer, failure }
-}
-
-/// Takes connections from a port. Handshakes run beside each other, so that a stranger who
-/// connects and says nothing keeps nobody waiting.
-#[derive(Debug)]
-pub struct Listener {
-    tcp: TcpListener,
-    security: Security,
-    config: TransportConfig,
-    handshakes: JoinSet<Result<Connection, TransportError>>,
-}
-
-impl Listener {
-    /// How many handshakes run at once; further connections wait in the kernel.
-    const MOST_HANDSHAKES: usize = 32;
-
-    /// Listens on `address` (`HOST:PORT`; port 0 takes a free one).
-    ///
-    /// # Errors
-    /// [`TransportError::Listen`].
-    pub async fn bind(
-        address: &str,
-        security: Security,
-        config: TransportConfig,
-    ) -> Result<Self, TransportError> {
-        let tcp = TcpListener::bind(address)
-            .await
-            .map_err(|source| TransportError::Listen { address: address.to_owned(), source })?;
-        Ok(Listener { tcp, security, config, handshakes: JoinSet::new() })
-    }
-
-    /// The address that is listened on.
-    ///
-    /// # Errors
-    /// When the operating system does not tell.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-
-    /// The next connection whose handshake is done, or the next that failed; the listener
-    /// goes on after either. Safe to cancel.
-    ///
-    /// # Errors
-    /// What is wrong with one connection.
-    pub async fn accept(&mut self) -> Result<Connection, TransportError> {
-        /// After a failed `accept`, as when no descriptors are left: do not spin.
-        const PAUSE: Duration = Duration::from_millis(50);
-        loop {
-            let room = self.handshakes.len() < Self::MOST_HANDSHAKES;
-            tokio::select! {
-                Some(done) = self.handshakes.join_next() => match done {
-                    Ok(result) => return result,
-                    Err(error) => {
-                        return Err(TransportError::Accept(std::io::Error::other(error)));
-                    }
-                },
-                accepted = self.tcp.accept(), if room => match accepted {
-                    Ok((tcp, peer)) => {
-                        let (security, config) = (self.security.clone(), self.config);
-                        self.handshakes.spawn(secure_server(tcp, peer, security, config));
-                    }
-                    Err(error) => {
-                        tokio::time::sleep(PAUSE).await;
-                        return Err(TransportError::Accept(error));
-                    }
-                },
-            }
-        }
-    }
 }

@@ -40,7 +40,10 @@ impl Lane {
     /// by the bulk lane.
     fn of(kind: FrameKind) -> Self {
         match kind {
-            FrameKind::CheckpointHead | FrameKind::CheckpointPart | FrameKind::CheckpointEnd => Lane::Bulk,
+            FrameKind::CheckpointHead
+            | FrameKind::CheckpointPart
+            | FrameKind::CheckpointEnd
+            | FrameKind::Offer => Lane::Bulk,
             _ => Lane::Log,
         }
     }
