@@ -3,8 +3,9 @@
 mod core;
 pub mod driver;
 mod replayer;
+mod resync;
 mod worker;
 
 pub use core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
 pub use replayer::{Counted, Course, Divergence, DivergenceKind, Progress, Replayer};
-pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer};
+pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer, WholeIncrement};

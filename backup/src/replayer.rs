@@ -41,6 +41,8 @@ pub struct Course {
     /// How far it is safe to run.
     limit: Moment,
     pushed_sequence: u64,
+    /// Where the last pushed batch ends.
+    pushed_end: Moment,
     /// Events and outputs up to the last pushed batch, since boot.
     pushed: Counted,
     /// Events injected and outputs compared, since boot.
@@ -59,6 +61,25 @@ pub struct Course {
 }
 
 impl Course {
+    fn new(here: Moment, sequence: u64, counted: Counted) -> Self {
+        Course {
+            items: VecDeque::new(),
+            limit: here,
+            pushed_sequence: sequence,
+            pushed_end: here,
+            pushed: counted,
+            replayed: counted,
+            replayed_sequence: sequence,
+            expected_hashes: VecDeque::new(),
+            unverified: VecDeque::new(),
+            outputs: Vec::new(),
+            digests_verified: 0,
+            verified_at: here,
+            halted: None,
+            compares: true,
+        }
+    }
+
     /// Batches pushed since boot.
     pub fn pushed_sequence(&self) -> u64 {
         self.pushed_sequence
@@ -151,6 +172,14 @@ pub enum DivergenceKind {
         /// Injected here.
         found: u64,
     },
+    /// An increment of a checkpoint does not go with this machine.
+    #[error("the increment to batch {sequence} cannot be applied: {text}")]
+    Increment {
+        /// Number of batches up to the state that it leads to.
+        sequence: u64,
+        /// Why not.
+        text: String,
+    },
     /// The host failed at a disk of this side.
     #[error("this host failed to read or write disk {disk}; see to it, and join again")]
     HostFault {
@@ -201,22 +230,7 @@ impl<M: Machine> Replayer<M> {
     /// Follows the log from where `machine` stands: after `sequence` batches, before which
     /// lie the events and outputs `counted`.
     pub fn new(machine: M, sequence: u64, counted: Counted) -> Self {
-        let here = machine.moment();
-        let course = Course {
-            items: VecDeque::new(),
-            limit: here,
-            pushed_sequence: sequence,
-            pushed: counted,
-            replayed: counted,
-            replayed_sequence: sequence,
-            expected_hashes: VecDeque::new(),
-            unverified: VecDeque::new(),
-            outputs: Vec::new(),
-            digests_verified: 0,
-            verified_at: here,
-            halted: None,
-            compares: true,
-        };
+        let course = Course::new(machine.moment(), sequence, counted);
         Replayer { machine, course, stop_icount: None, stopped: false }
     }
 
@@ -259,6 +273,7 @@ impl<M: Machine> Replayer<M> {
         self.course.expected_hashes.extend(&batch.output_hashes);
         self.course.pushed.outputs += batch.output_hashes.len() as u64;
         self.course.pushed_sequence = batch.sequence;
+        self.course.pushed_end = batch.end;
         let (sequence, end, outputs) = (batch.sequence, batch.end, batch.outputs_after());
         self.course.items.push_back(Item::End { sequence, end, outputs });
         self.course.limit = self.course.limit.max(end);
@@ -320,6 +335,28 @@ impl<M: Machine> Replayer<M> {
         self.stopped
     }
 
+    /// The machine was brought to another state: after `sequence` batches, before which lie the
+    /// events and outputs `counted`. That state's digest was verified. What was pushed is
+    /// forgotten; outputs are to be taken before.
+    pub fn rebase(&mut self, sequence: u64, counted: Counted) {
+        let here = self.machine.moment();
+        let digests_verified = self.course.digests_verified + 1;
+        self.course = Course { digests_verified, ..Course::new(here, sequence, counted) };
+        self.stop_icount = None;
+        self.stopped = false;
+    }
+
+    /// Up to here, digests were equal.
+    pub fn verified_at(&self) -> Moment {
+        self.course.verified_at
+    }
+
+    /// How far it is.
+    pub fn progress_now(&self) -> Progress {
+        let here = self.machine.moment();
+        self.progress(self.course.items.is_empty() && here == self.course.limit)
+    }
+
     /// Events and outputs replayed since boot.
     pub fn replayed(&self) -> Counted {
         Counted {
@@ -336,6 +373,11 @@ impl<M: Machine> Replayer<M> {
     /// Batches pushed since boot.
     pub fn pushed_sequence(&self) -> u64 {
         self.course.pushed_sequence
+    }
+
+    /// Where the last pushed batch ends.
+    pub fn pushed_end(&self) -> Moment {
+        self.course.pushed_end
     }
 
     /// Where execution stands.

@@ -111,6 +111,13 @@ impl PortHandle {
     pub fn split(self) -> (PortSender, mpsc::Receiver<Bytes>) {
         (self.sender, self.incoming)
     }
+
+    /// The halves of [`PortHandle::split`], for one owner again. What came for the machine and
+    /// was not taken is dropped.
+    pub fn join(sender: PortSender, mut incoming: mpsc::Receiver<Bytes>) -> PortHandle {
+        while incoming.try_recv().is_ok() {}
+        PortHandle { sender, incoming }
+    }
 }
 
 impl PortSender {

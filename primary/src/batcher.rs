@@ -38,7 +38,7 @@ impl Batcher {
 
     /// Adds a stretch of execution. Of its outputs, the hashes are kept.
     pub fn push(&mut self, recorded: Recorded, now_ns: u64) {
-        let Recorded { events, digests, outputs, end } = recorded;
+        let Recorded { events, digests, outputs, end, busy_ns: _ } = recorded;
         let payload_bytes: u64 = events.iter().map(event_bytes).sum();
         self.open_bytes +=
             payload_bytes + digests.len() as u64 * DIGEST_BYTES + outputs.len() as u64 * HASH_BYTES;

@@ -7,7 +7,7 @@
 //!   new -> running -------------+-->|   sleeping  |--+-> running  |
 //!           |   ^                   +-------------+
 //!           |   | take_checkpoint_pages
-//!           |  stalled          (a checkpoint holds too many old pages)
+//!           |  stalled          (checkpoints hold too many old pages)
 //!           v
 //!         halted                (the guest powered off: for good)
 //! ```
@@ -29,8 +29,10 @@
 //! within 10 ms of real time as long as the host gives the thread a processor. When it did not,
 //! the first slice afterwards is right again.
 
-use log_format::{CheckpointHead, CheckpointPart, Event, LoggedDigest, LoggedEvent, LoggedOutput, Moment};
-use machine::{Exit, Machine};
+use log_format::{
+    CheckpointHead, CheckpointPart, Digest, Event, LoggedDigest, LoggedEvent, LoggedOutput, Moment,
+};
+use machine::{BegunCheckpoint, CheckpointExtent, Exit, Machine};
 
 /// How a [`Recorder`] cuts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +84,9 @@ pub struct Recorded {
     pub outputs: Vec<LoggedOutput>,
     /// Where the stretch ends: no later event lies before it.
     pub end: Moment,
+    /// Host time that executing it took, in nanoseconds, as far as it is known at its end: from
+    /// each slice to the next call with a time. A replay takes about as long.
+    pub busy_ns: u64,
 }
 
 impl Recorded {
@@ -121,12 +126,19 @@ pub enum Step {
 /// A checkpoint that was begun.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointBegun {
+    /// How much it holds.
+    pub extent: CheckpointExtent,
     /// All that was recorded before it.
     pub before: Recorded,
     /// How many events lie before it, since boot.
     pub events_before: u64,
     /// The checkpoint's head. Its pages come from [`Recorder::take_checkpoint_pages`].
     pub head: CheckpointHead,
+    /// Pages and blocks written to in the epoch that ended with it; 0 for a full one.
+    pub dirty_units: u64,
+    /// How long the guest stood still for it, in nanoseconds of the host; 0 where nobody
+    /// measured it.
+    pub pause_ns: u64,
 }
 
 /// Owns a live machine: runs it in slices, in step with real time, and records.
@@ -152,6 +164,8 @@ pub struct Recorder<M> {
     /// The disk that the host failed at.
     faulted: Option<u8>,
     started: bool,
+    /// When the last slice began, if nobody has said the time since.
+    slice_began_ns: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -218,6 +232,7 @@ impl<M: Machine> Recorder<M> {
             halted: None,
             faulted: None,
             started: false,
+            slice_began_ns: None,
         }
     }
 
@@ -236,6 +251,7 @@ impl<M: Machine> Recorder<M> {
 
     /// Runs one slice, or says what to wait for.
     pub fn step(&mut self, now_ns: u64) -> Step {
+        self.note_busy(now_ns);
         if let Some(step) = self.ended() {
             return step;
         }
@@ -255,6 +271,7 @@ impl<M: Machine> Recorder<M> {
             self.ahead = true;
             return Step::Sleep { until_ns: Some(self.clock.host_ns(here.time_ns)) };
         }
+        self.slice_began_ns = Some(now_ns);
         self.run_slice(here);
         self.ended().unwrap_or(Step::Continue)
     }
@@ -277,6 +294,7 @@ impl<M: Machine> Recorder<M> {
     /// What was recorded since the last call, if anything happened: before a sleep, a
     /// checkpoint, and at the end.
     pub fn take_recorded(&mut self, now_ns: u64) -> Option<Recorded> {
+        self.note_busy(now_ns);
         let end = self.machine.moment();
         if self.pending.is_mark() && end == self.handed_on.end {
             return None;
@@ -286,28 +304,47 @@ impl<M: Machine> Recorder<M> {
         Some(std::mem::take(&mut self.pending))
     }
 
-    /// Freezes a checkpoint of the present state; the guest goes on while its pages are
-    /// taken.
-    pub fn begin_checkpoint(&mut self, now_ns: u64) -> CheckpointBegun {
-        let end = self.machine.moment();
-        self.handed_on = HandedOn { end, at_ns: now_ns };
-        self.pending.end = end;
-        CheckpointBegun {
-            before: std::mem::take(&mut self.pending),
-            events_before: self.events_before,
-            head: self.machine.begin_checkpoint(),
+    /// Counts the time since the last slice began.
+    fn note_busy(&mut self, now_ns: u64) {
+        // The call right after the slice may have the time of the one before it.
+        if let Some(began_ns) = self.slice_began_ns.filter(|began_ns| *began_ns < now_ns) {
+            self.pending.busy_ns += now_ns - began_ns;
+            self.slice_began_ns = None;
         }
     }
 
-    /// Takes the next pages of the checkpoint; empty at its end. A bite of some dozen pages
-    /// between two steps keeps the guest responsive.
-    pub fn take_checkpoint_pages(&mut self, limit: usize) -> CheckpointPart {
-        self.machine.take_checkpoint_pages(limit)
+    /// Freezes a checkpoint of the present state; the guest goes on while its pages are
+    /// taken.
+    pub fn begin_checkpoint(&mut self, extent: CheckpointExtent, now_ns: u64) -> CheckpointBegun {
+        self.note_busy(now_ns);
+        let end = self.machine.moment();
+        self.handed_on = HandedOn { end, at_ns: now_ns };
+        self.pending.end = end;
+        let BegunCheckpoint { head, dirty_units } = self.machine.begin_checkpoint(extent);
+        CheckpointBegun {
+            extent,
+            before: std::mem::take(&mut self.pending),
+            events_before: self.events_before,
+            head,
+            dirty_units,
+            pause_ns: 0,
+        }
     }
 
-    /// Gives up the checkpoint under way.
-    pub fn cancel_checkpoint(&mut self) {
-        self.machine.cancel_checkpoint();
+    /// Takes the next pages of the checkpoint of this extent; empty at its end. A bite of some dozen pages
+    /// between two steps keeps the guest responsive.
+    pub fn take_checkpoint_pages(&mut self, extent: CheckpointExtent, limit: usize) -> CheckpointPart {
+        self.machine.take_checkpoint_pages(extent, limit)
+    }
+
+    /// Digest of the state that the increment begun last froze, once all of it was taken.
+    pub fn checkpoint_digest(&self) -> Option<Digest> {
+        self.machine.checkpoint_digest()
+    }
+
+    /// Gives up the checkpoint of this extent.
+    pub fn cancel_checkpoint(&mut self, extent: CheckpointExtent) {
+        self.machine.cancel_checkpoint(extent);
     }
 
     /// Takes a digest now and records it.

@@ -12,7 +12,7 @@
 use std::sync::mpsc::{SyncSender, TrySendError};
 
 use log_format::{CheckpointHead, CheckpointPart};
-use machine::Machine;
+use machine::{CheckpointExtent, Machine};
 
 use crate::recorder::{CheckpointBegun, Recorded, Recorder};
 
@@ -68,13 +68,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Freezes the present state. No other checkpoint may be under way.
+    /// Freezes the present state. No other full checkpoint may be under way.
     pub fn begin<M: Machine>(
         recorder: &mut Recorder<M>,
         order: SnapshotOrder,
         now_ns: u64,
     ) -> (Snapshot, Recorded) {
-        let CheckpointBegun { before, events_before, head } = recorder.begin_checkpoint(now_ns);
+        let begun = recorder.begin_checkpoint(CheckpointExtent::Full, now_ns);
+        let CheckpointBegun { before, events_before, head, .. } = begun;
         let begun = Begun { head, events_before, unix_ns: 0, pause_ns: 0 };
         (Snapshot { taken: order.taken, waiting: Some(Taken::Begun(Box::new(begun))) }, before)
     }
@@ -89,7 +90,9 @@ impl Snapshot {
     /// Takes a bite.
     pub fn advance<M: Machine>(&mut self, recorder: &mut Recorder<M>) -> Advance {
         let next = self.waiting.take();
-        let next = next.unwrap_or_else(|| Taken::Part(recorder.take_checkpoint_pages(BITE_UNITS)));
+        let next = next.unwrap_or_else(|| {
+            Taken::Part(recorder.take_checkpoint_pages(CheckpointExtent::Full, BITE_UNITS))
+        });
         let is_last = matches!(&next, Taken::Part(part) if part.is_empty());
         match self.taken.try_send(next) {
             Ok(()) if is_last => Advance::Done,
@@ -99,7 +102,7 @@ impl Snapshot {
                 Advance::Waiting
             }
             Err(TrySendError::Disconnected(_)) => {
-                recorder.cancel_checkpoint();
+                recorder.cancel_checkpoint(CheckpointExtent::Full);
                 Advance::Done
             }
         }

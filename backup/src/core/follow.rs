@@ -4,8 +4,9 @@ use link::arbitration::Record;
 use link::detector::Detector;
 use link::handshake::check_welcome;
 use log_format::{
-    ChainHash, CheckpointEnd, CheckpointStart, Divergence as DivergenceMessage, GoodbyeReason, Heartbeat,
-    HeartbeatReply, JoinPlan, Message, Moment, Ready, Refuse, RefuseReason, SealedBatch, Welcome,
+    ChainHash, CheckpointEnd, CheckpointStart, DiskCheck, DiskHashes, Divergence as DivergenceMessage, Donor,
+    GoodbyeReason, Heartbeat, HeartbeatReply, JoinPlan, MODES_VERSION, Message, Moment, ProtectionMode,
+    Refuse, RefuseReason, SealedBatch, Welcome,
 };
 
 use super::{Backup, BackupEvent, Finish, Held, Receiving, State};
@@ -29,13 +30,32 @@ impl Backup {
                 }
                 self.events.push_back(BackupEvent::Restored);
             }
+            ReplayReport::Donor(donor) => {
+                if self.connection.is_some() && matches!(self.state, State::Receiving(_)) {
+                    self.outbox.push_back(Message::Donor(Donor { term: self.term, ..donor }));
+                }
+            }
+            ReplayReport::DiskHashes(hashes) => {
+                if self.connection.is_some() {
+                    self.outbox.push_back(Message::DiskHashes(hashes));
+                }
+            }
+            ReplayReport::Want(want) => {
+                if self.connection.is_some() && matches!(self.state, State::Receiving(_)) {
+                    self.outbox.push_back(Message::Want(want));
+                }
+            }
             ReplayReport::RestoreFailed { text } => {
                 self.discard();
                 self.protocol_error(&text, now_ns);
             }
             ReplayReport::Progress { progress, outputs } => {
                 self.note_progress(progress);
-                outputs.into_iter().for_each(|output| self.buffer.hold(output, now_ns));
+                self.hold_outputs(outputs, now_ns);
+            }
+            // Nobody asks for it so far.
+            ReplayReport::Standing { sequence } | ReplayReport::Applied { sequence } => {
+                self.forget_log_to(sequence);
             }
             ReplayReport::Diverged(divergence) => self.diverged(divergence, now_ns),
             ReplayReport::Finished { moment, counted, halted } => {
@@ -74,6 +94,9 @@ impl Backup {
                 }
                 self.commands.push_back(ToReplayer::RestorePart(part));
             }
+            (Message::Offer(offer), State::Receiving(Receiving { head_came: true, end_came: false, .. })) => {
+                self.commands.push_back(ToReplayer::Offer(offer))
+            }
             (Message::CheckpointEnd(end), State::Receiving(_)) => self.checkpoint_ends(end, now_ns),
             (Message::Batch(batch), State::Receiving(Receiving { head_came: false, .. })) => {
                 if let State::Receiving(receiving) = &mut self.state {
@@ -86,6 +109,24 @@ impl Backup {
             (Message::Heartbeat(heartbeat), State::Receiving(_) | State::Following) => {
                 self.take_heartbeat(&heartbeat, now_ns);
             }
+            (Message::Mode(change), State::Receiving(Receiving { head_came: false, .. })) => {
+                if let State::Receiving(receiving) = &mut self.state {
+                    receiving.early_mode = Some(change);
+                }
+            }
+            (Message::Mode(change), State::Receiving(_) | State::Following) => {
+                self.take_mode(change, now_ns);
+            }
+            (Message::IncrementHead(start), State::Receiving(_) | State::Following) => {
+                self.increment_begins(start, now_ns);
+            }
+            (Message::IncrementPart(part), State::Receiving(_) | State::Following) => {
+                self.take_increment_part(part);
+            }
+            (Message::IncrementEnd(end), State::Receiving(_) | State::Following) => {
+                self.increment_ends(end, now_ns);
+            }
+            (Message::DiskCheck(check), State::Receiving(_) | State::Following) => self.check_disks(check),
             (other, _) => {
                 let text = format!("a {:?} has no place here", other.kind());
                 self.protocol_error(&text, now_ns);
@@ -93,12 +134,27 @@ impl Backup {
         }
     }
 
+    /// The primary wants the disks hashed at the end of the last batch that it sent.
+    fn check_disks(&mut self, check: DiskCheck) {
+        let here = self.held.filter(|held| held.position.sequence == check.sequence);
+        if here.is_some() && self.following && self.mode == ProtectionMode::Replay {
+            self.commands.extend([
+                ToReplayer::Stand { sequence: check.sequence },
+                ToReplayer::HashDisks { check: check.check },
+                ToReplayer::Follow,
+            ]);
+            return;
+        }
+        let error = "its machine is not where the disks are to be compared; try again".to_owned();
+        let hashes = DiskHashes { check: check.check, is_last: true, error, ..DiskHashes::default() };
+        self.outbox.push_back(Message::DiskHashes(hashes));
+    }
+
     /// Goes on to what has become due.
     pub(super) fn settle(&mut self) {
         self.apply_pending_mark();
         if self.ready_is_due() {
-            let (term, sequence) = (self.term, self.held.map_or(0, |held| held.position.sequence));
-            self.outbox.push_back(Message::Ready(Ready { term, sequence }));
+            self.say_ready();
             self.ready_said = true;
             self.in_step = true;
             self.events.push_back(BackupEvent::Ready);
@@ -115,6 +171,11 @@ impl Backup {
         self.progress = None;
         self.pending_mark = None;
         self.shipped = None;
+        self.mode = ProtectionMode::Replay;
+        self.stood = 0;
+        self.increment = None;
+        self.stored = 0;
+        self.outputs_from = 0;
         self.unreplayed.clear();
         self.unreplayed_bytes = 0;
         self.buffer = netbuf::OutputBuffer::new(netbuf::BufferLimits::default());
@@ -174,6 +235,9 @@ impl Backup {
             JoinPlan::LogFromBoot => self.boot(&welcome, now_ns),
             JoinPlan::Checkpoint => {
                 self.discard();
+                if welcome.version >= MODES_VERSION {
+                    self.commands.push_back(ToReplayer::Donate { generation: self.generation });
+                }
                 self.state = State::Receiving(Receiving::default());
             }
         }
@@ -236,24 +300,23 @@ impl Backup {
         let State::Receiving(receiving) = &mut self.state else { return };
         receiving.head_came = true;
         let early = std::mem::take(&mut receiving.early);
+        let early_mode = receiving.early_mode.take();
         self.held =
             Some(Held { position: start.position, chain: start.chain, outputs: start.head.outputs_before });
-        let ordinals: Vec<u64> = start.held.iter().map(|output| output.ordinal).collect();
-        let in_order = ordinals.windows(2).all(|pair| pair[0] < pair[1])
-            && start.held.windows(2).all(|pair| pair[0].at <= pair[1].at)
-            && start
-                .held
-                .iter()
-                .all(|output| output.at <= start.head.moment && output.ordinal < start.head.outputs_before);
-        if !in_order {
+        self.stood = start.position.sequence;
+        if !self.replace_outputs(&start.held, &start.head, start.released_outputs, now_ns) {
             return self.protocol_error("its checkpoint's outputs are out of order", now_ns);
         }
-        start.held.iter().for_each(|output| self.buffer.hold(output.clone(), now_ns));
-        self.buffer.drop_released_before(start.released_outputs);
         let generation = self.generation;
         self.commands.push_back(ToReplayer::RestoreBegin { generation, start: Box::new(start) });
         self.ack_due = true;
-        early.into_iter().for_each(|batch| self.take_batch(batch, now_ns));
+        // In `checkpoint` mode no batch comes, so that the mode's place is the checkpoint's.
+        let (before, after): (Vec<SealedBatch>, Vec<SealedBatch>) = early
+            .into_iter()
+            .partition(|batch| early_mode.is_none_or(|change| batch.sequence <= change.sequence));
+        before.into_iter().for_each(|batch| self.take_batch(batch, now_ns));
+        early_mode.into_iter().for_each(|change| self.take_mode(change, now_ns));
+        after.into_iter().for_each(|batch| self.take_batch(batch, now_ns));
     }
 
     fn checkpoint_ends(&mut self, end: CheckpointEnd, now_ns: u64) {
@@ -316,8 +379,7 @@ impl Backup {
             self.buffer.drop_released_before(heartbeat.released_outputs);
         }
         if heartbeat.required && !std::mem::replace(&mut self.registered, heartbeat.required) {
-            let backup = Some(self.config.node.clone());
-            let record = Record { term: self.term, holder: self.primary.clone(), backup };
+            let record = Record::pair(self.term, &self.primary, &self.config.node);
             self.events.push_back(BackupEvent::Registered { record });
         }
         self.registered = heartbeat.required;
@@ -325,7 +387,7 @@ impl Backup {
             term: self.term,
             echo_ns: heartbeat.sent_ns,
             replayed: self.progress.map_or(Moment::BOOT, |progress| progress.moment),
-            held: self.held.filter(|_| self.may_acknowledge()).map_or(0, |held| held.position.sequence),
+            held: self.acknowledged().unwrap_or(0),
         }));
     }
 
@@ -345,10 +407,7 @@ impl Backup {
 
     fn note_progress(&mut self, progress: Progress) {
         self.progress = Some(progress);
-        while let Some((_, bytes)) = self.unreplayed.pop_front_if(|(number, _)| *number <= progress.sequence)
-        {
-            self.unreplayed_bytes -= bytes;
-        }
+        self.forget_log_to(progress.sequence);
     }
 
     /// Everything that the primary had shipped is here, and all but a little is replayed.
@@ -362,7 +421,8 @@ impl Backup {
             && !self.close_after_outbox
             && self.following
             && sequence >= shipped
-            && sequence.saturating_sub(progress.sequence) <= self.config.ready_lag_batches
+            && (self.mode.stands()
+                || sequence.saturating_sub(progress.sequence) <= self.config.ready_lag_batches)
     }
 
     fn diverged(&mut self, divergence: Divergence, now_ns: u64) {

@@ -33,6 +33,7 @@
 //! primary makes from then on is acknowledged by nobody, and so never leaves.
 
 mod follow;
+mod modes;
 mod takeover;
 
 use std::collections::VecDeque;
@@ -42,16 +43,19 @@ use link::detector::{Detector, DetectorConfig};
 use link::handshake::LocalFacts;
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, MachineIdentity, Message, Moment, Position,
-    SealedBatch, VersionRange,
+    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, MachineIdentity, Message, ModeChange, Moment,
+    PROTOCOL_VERSION, Position, ProtectionMode, SealedBatch, VersionRange,
 };
 use machine::PrimacyStart;
 use netbuf::{BufferLimits, OutputBuffer};
 
 use crate::replayer::{Divergence, Progress};
-use crate::worker::ToReplayer;
+use crate::worker::{ToReplayer, WholeIncrement};
 
 const MILLISECOND_NS: u64 = 1_000_000;
+
+/// A backup that stands holds this much more log than one that follows leaves unreplayed.
+const STANDING_ALLOWANCE: u64 = 4;
 
 /// How a [`Backup`] works. The defaults are for two hosts on one LAN.
 #[derive(Debug, Clone)]
@@ -78,6 +82,10 @@ pub struct CoreConfig {
     pub ready_lag_batches: u64,
     /// Whether batches are handed to [`Backup::poll_store`].
     pub store: bool,
+    /// Only what [`Backup::handle_stored`] told of is acknowledged.
+    pub durable: bool,
+    /// The newest protocol version to speak: older ones are for tests of an upgrade.
+    pub protocol_max: u8,
 }
 
 impl CoreConfig {
@@ -95,6 +103,8 @@ impl CoreConfig {
             unreplayed_max_bytes: 16 << 20,
             ready_lag_batches: 64,
             store: false,
+            durable: false,
+            protocol_max: PROTOCOL_VERSION,
         }
     }
 }
@@ -145,6 +155,16 @@ pub enum BackupEvent {
     ArbiterUnreachable {
         /// What went wrong.
         text: String,
+    },
+    /// The primary protects in another way.
+    ModeChanged {
+        /// The mode from here on.
+        mode: ProtectionMode,
+    },
+    /// Others must speak before this node may take over: its bid is noted.
+    BidPlaced {
+        /// Batches that it holds.
+        held: u64,
     },
     /// The arbiter says no: the primary lives, or another node took over.
     ClaimRefused {
@@ -222,8 +242,9 @@ struct Receiving {
     head_came: bool,
     parts: u64,
     end_came: bool,
-    /// Batches that were quicker than the checkpoint's head.
+    /// Batches and the mode that were quicker than the checkpoint's head.
     early: Vec<SealedBatch>,
+    early_mode: Option<ModeChange>,
 }
 
 /// What the machine was fed so far.
@@ -265,6 +286,8 @@ pub struct Backup {
     in_step: bool,
     ready_said: bool,
     registered: bool,
+    /// It was told that this node waits for others to speak.
+    bid_told: bool,
     no_log_from_boot: bool,
     ack_due: bool,
     progress: Option<Progress>,
@@ -273,6 +296,16 @@ pub struct Backup {
     pending_mark: Option<(u64, Moment)>,
     /// Batches that the primary had shipped when it last said so.
     shipped: Option<u64>,
+    /// How the primary protects now.
+    mode: ProtectionMode,
+    /// Number of batches up to the last whole state at which this side stands, or will.
+    stood: u64,
+    /// The increment that is coming.
+    increment: Option<WholeIncrement>,
+    /// Outputs before this one are none of the replay's: a checkpoint brought them.
+    outputs_from: u64,
+    /// The log is on this side's disk up to this batch of the term.
+    stored: u64,
     detector: Option<Detector>,
     clock: ClockOffset,
     buffer: OutputBuffer,
@@ -305,6 +338,7 @@ impl Backup {
             in_step: false,
             ready_said: false,
             registered: false,
+            bid_told: false,
             no_log_from_boot: false,
             ack_due: false,
             progress: None,
@@ -312,6 +346,11 @@ impl Backup {
             unreplayed_bytes: 0,
             pending_mark: None,
             shipped: None,
+            mode: ProtectionMode::Replay,
+            stood: 0,
+            increment: None,
+            outputs_from: 0,
+            stored: 0,
             detector: None,
             clock: ClockOffset::default(),
             buffer: OutputBuffer::new(BufferLimits::default()),
@@ -341,7 +380,7 @@ impl Backup {
         let have = self.held.filter(|_| self.following);
         self.outbox.push_back(Message::Hello(Hello {
             term: self.term,
-            versions: VersionRange::SUPPORTED,
+            versions: self.versions(),
             vm: self.config.vm.clone(),
             node: self.config.node.clone(),
             identity: self.config.identity.clone(),
@@ -424,10 +463,9 @@ impl Backup {
         if let Some(message) = self.outbox.pop_front() {
             return Some((id, message));
         }
-        let held = self.held.filter(|_| self.ack_due && self.may_acknowledge())?;
+        let sequence = self.acknowledged().filter(|_| self.ack_due)?;
         self.ack_due = false;
-        let (term, sequence) = (self.term, held.position.sequence);
-        Some((id, Message::Ack(Ack { term, sequence, durable: false })))
+        Some((id, Message::Ack(Ack { term: self.term, sequence, durable: self.config.durable })))
     }
 
     /// A connection that is to be closed.
@@ -469,7 +507,8 @@ impl Backup {
     /// Whether more log should be read from the connection now: not while too much of it
     /// waits to be replayed.
     pub fn wants_input(&self) -> bool {
-        self.unreplayed_bytes < 2 * self.config.unreplayed_max_bytes
+        let allowance = if self.mode.stands() { STANDING_ALLOWANCE } else { 1 };
+        self.unreplayed_bytes < 2 * allowance * self.config.unreplayed_max_bytes
     }
 
     /// The highest term seen.
@@ -490,6 +529,20 @@ impl Backup {
     /// Outputs since boot that the log held here covers.
     pub fn outputs_covered(&self) -> u64 {
         self.held.map_or(0, |held| held.outputs)
+    }
+
+    /// The log that [`Backup::poll_store`] gave, or the checkpoint before it, is on this side's
+    /// disk up to this batch of this term.
+    pub fn handle_stored(&mut self, term: u64, sequence: u64) {
+        if term == self.term && sequence > self.stored {
+            self.stored = sequence;
+            self.ack_due = true;
+        }
+    }
+
+    /// How the primary protects now.
+    pub fn mode(&self) -> ProtectionMode {
+        self.mode
     }
 
     /// How far the replay is.
@@ -538,7 +591,7 @@ impl Backup {
             node: self.config.node.clone(),
             term: self.term,
             identity: self.config.identity.clone(),
-            versions: VersionRange::SUPPORTED,
+            versions: self.versions(),
             heartbeat_interval_ms: 1,
         }
     }
@@ -556,9 +609,23 @@ impl Backup {
         )
     }
 
+    /// What this side speaks.
+    fn versions(&self) -> VersionRange {
+        let supported = VersionRange::SUPPORTED;
+        VersionRange { max: self.config.protocol_max.clamp(supported.min, supported.max), ..supported }
+    }
+
     fn may_acknowledge(&self) -> bool {
         let state = matches!(self.state, State::Following | State::Receiving(_) | State::Ending { .. });
-        state && self.unreplayed_bytes <= self.config.unreplayed_max_bytes
+        // Who stands replays nothing until the next increment.
+        let allowance = if self.mode.stands() { STANDING_ALLOWANCE } else { 1 };
+        state && self.unreplayed_bytes <= allowance * self.config.unreplayed_max_bytes
+    }
+
+    /// Every batch up to this one may be acknowledged, if any may.
+    fn acknowledged(&self) -> Option<u64> {
+        let held = self.held.filter(|_| self.may_acknowledge())?.position.sequence;
+        Some(if self.config.durable { held.min(self.stored) } else { held })
     }
 
     fn say_goodbye(&mut self, reason: GoodbyeReason, text: &str) {

@@ -16,7 +16,7 @@ impl Backup {
             Ok(record) => {
                 self.lane.reached();
                 if self.state == State::Claiming {
-                    self.take_over(record.term);
+                    self.claimed(&record, step, now_ns);
                 }
             }
             Err(ArbitrationError::Refused(refusal)) => {
@@ -96,8 +96,24 @@ impl Backup {
         self.welcome_due_ns = None;
         self.pending_mark = None;
         self.state = State::Claiming;
-        self.lane.ask(Step::TakeOver { node: self.config.node.clone(), term: self.term });
+        self.increment = None;
+        self.bid_told = false;
+        let held = self.held.map_or(0, |held| held.position.sequence);
+        self.lane.ask(Step::TakeOver { node: self.config.node.clone(), term: self.term, held });
         self.settle();
+    }
+
+    /// The term is this node's, or others must speak first: then the step is asked again.
+    fn claimed(&mut self, record: &Record, step: Step, now_ns: u64) {
+        if record.holder == self.config.node && record.term > self.term {
+            return self.take_over(record.term);
+        }
+        if !std::mem::replace(&mut self.bid_told, true) {
+            let held = self.held.map_or(0, |held| held.position.sequence);
+            self.events.push_back(BackupEvent::BidPlaced { held });
+        }
+        self.lane.postpone(step, now_ns);
+        self.lane.reached();
     }
 
     /// The primary said goodbye.

@@ -10,6 +10,7 @@
 //!
 //! The task that receives a batch acknowledges it: the replay is not waited for.
 
+mod log;
 mod replay_thread;
 mod shared;
 mod status;
@@ -24,7 +25,7 @@ use link::tls::Security;
 use link::transport::{Connection, TransportConfig, TransportError, connect};
 use machine::{Handover, Machine};
 use netbuf::announce::AddressLearner;
-use store::LogWriter;
+use store::{LogFolder, LogWriter};
 use tokio::sync::{mpsc, watch};
 
 use crate::core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
@@ -51,8 +52,8 @@ pub struct DriverConfig {
     pub learn: Option<Learn>,
     /// One for each network port: they learn the guest's addresses.
     pub learners: Vec<AddressLearner>,
-    /// The log on this side's disk.
-    pub store: Option<LogWriter>,
+    /// Where this side keeps the log on disk.
+    pub log: Option<LogFolder>,
     /// Where a state that diverged is kept for diagnosis.
     pub diverged: Option<PathBuf>,
 }
@@ -75,6 +76,8 @@ pub enum Outcome<M> {
         handover: Box<Handover<M>>,
         /// The guest's addresses, for each port.
         learners: Vec<AddressLearner>,
+        /// The log on this side's disk, up to where the machine stands.
+        log: Option<Box<LogWriter>>,
     },
     /// Anything else.
     Ended(Finish),
@@ -109,13 +112,15 @@ pub async fn run<M: Machine + 'static>(
     config: DriverConfig,
     controls: Controls,
 ) -> Result<Outcome<M>, DriverError> {
-    let core = CoreConfig { store: config.store.is_some(), ..config.core };
+    let core = CoreConfig { store: config.log.is_some(), ..config.core };
+    let durable = core.durable;
     let (to_replayer, commands) = std::sync::mpsc::channel();
     let shared = Shared::start(shared::Parts {
         backup: Backup::new(core, monotonic_ns()),
         learners: config.learners,
         learn: config.learn,
-        store: config.store,
+        log: config.log,
+        durable,
         arbiter: config.arbiter,
         to_replayer,
         events: controls.events,
@@ -129,14 +134,18 @@ pub async fn run<M: Machine + 'static>(
     let learners = shared.stop();
     let worker = tokio::task::spawn_blocking(move || replay.join()).await;
     controls.status.send_replace(shared.status());
-    shared.finish_store()?;
+    let log = shared.end_log()?;
     match finish {
         Finish::TakenOver(start) => {
             let worker = worker.ok().and_then(Result::ok).ok_or(DriverError::Replay)?;
             let machine = worker.into_machine().ok_or(DriverError::Replay)?;
-            Ok(Outcome::TakenOver { handover: Box::new(Handover { machine, start: *start }), learners })
+            let handover = Box::new(Handover { machine, start: *start });
+            Ok(Outcome::TakenOver { handover, learners, log: log.map(Box::new) })
         }
-        other => Ok(Outcome::Ended(other)),
+        other => {
+            log.map_or(Ok(()), LogWriter::finish)?;
+            Ok(Outcome::Ended(other))
+        }
     }
 }
 

@@ -9,24 +9,28 @@ use link::arbiter::Arbiter;
 use link::arbitration::{Step as ArbiterStep, arbitrate};
 use link::clock::monotonic_ns;
 use link::transport::Sender;
-use log_format::Output;
+use log_format::{Output, Position};
 use netbuf::announce::AddressLearner;
-use store::{BackgroundLog, LogWriter, StoreError};
+use store::{Durability, LogFolder, LogWriter, StoreError};
 use tokio::sync::{Notify, mpsc as async_mpsc};
 
+use super::log::Log;
+use super::replay_thread::Ordered;
 use super::status::BackupStatus;
 use super::{DriverError, Learn};
 use crate::core::{Backup, BackupEvent, ConnectionId, Finish, Operator};
-use crate::worker::{FromReplayer, ReplayReport, ToReplayer};
+use crate::worker::{FromReplayer, ReplayReport};
 
 /// What [`Shared`] is made of.
 pub struct Parts {
     pub backup: Backup,
     pub learners: Vec<AddressLearner>,
     pub learn: Option<Learn>,
-    pub store: Option<LogWriter>,
+    pub log: Option<LogFolder>,
+    /// Whether acknowledgements wait until the log is on disk.
+    pub durable: bool,
     pub arbiter: Arc<dyn Arbiter>,
-    pub to_replayer: mpsc::Sender<ToReplayer>,
+    pub to_replayer: mpsc::Sender<Ordered>,
     pub events: async_mpsc::UnboundedSender<(u64, BackupEvent)>,
 }
 
@@ -45,13 +49,14 @@ struct Inner {
     backup: Backup,
     learners: Vec<AddressLearner>,
     learn: Option<Learn>,
-    log: Option<BackgroundLog>,
+    log: Option<Log>,
     /// `None` once the replay thread is to end.
-    to_replayer: Option<mpsc::Sender<ToReplayer>>,
+    to_replayer: Option<mpsc::Sender<Ordered>>,
     events: async_mpsc::UnboundedSender<(u64, BackupEvent)>,
     connection: Option<(ConnectionId, Sender)>,
     divergences: u64,
     dial_error: Option<String>,
+    log_trouble_told: bool,
 }
 
 /// How long a goodbye may take to leave.
@@ -60,25 +65,42 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 impl Shared {
     /// Starts the thread that takes the log to the disk.
     pub fn start(parts: Parts) -> Result<Arc<Shared>, DriverError> {
-        let log = parts.store.map(BackgroundLog::start).transpose().map_err(DriverError::Thread)?;
         let inner = Inner {
             backup: parts.backup,
             learners: parts.learners,
             learn: parts.learn,
-            log,
+            log: None,
             to_replayer: Some(parts.to_replayer),
             events: parts.events,
             connection: None,
             divergences: 0,
             dial_error: None,
+            log_trouble_told: false,
         };
-        Ok(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             runtime: tokio::runtime::Handle::current(),
             arbiter: parts.arbiter,
             alarm: Alarm::new(),
             room: Notify::new(),
-        }))
+        });
+        if let Some(folder) = parts.log {
+            let log = Log::start(folder, shared.durability(parts.durable)).map_err(DriverError::Thread)?;
+            shared.lock().log = Some(log);
+        }
+        Ok(shared)
+    }
+
+    /// What becomes of the log: where acknowledgements wait for the disk, the core is told.
+    fn durability(self: &Arc<Self>, durable: bool) -> Durability {
+        let shared = Arc::downgrade(self);
+        match durable {
+            false => Durability::Written,
+            true => Durability::Synced(Box::new(move |end: Position| {
+                let Some(shared) = shared.upgrade() else { return };
+                shared.with(|backup, _| backup.handle_stored(end.term, end.sequence));
+            })),
+        }
     }
 
     /// Hands the core an input, and carries out all that it then wants.
@@ -170,15 +192,23 @@ impl Shared {
         self.lock().backup.finished().cloned()
     }
 
-    /// Waits until the log is on disk.
-    pub fn finish_store(&self) -> Result<(), StoreError> {
+    /// Waits until the log is on disk, and gives it back. The replay thread has ended.
+    pub fn end_log(&self) -> Result<Option<LogWriter>, StoreError> {
         let log = self.lock().log.take();
-        log.map_or(Ok(()), BackgroundLog::finish)
+        log.map_or(Ok(None), Log::end)
     }
 
     /// What there is to show.
     pub fn status(&self) -> BackupStatus {
-        self.lock().status()
+        let mut inner = self.lock();
+        let status = inner.status();
+        let known = std::mem::replace(&mut inner.log_trouble_told, status.log_trouble.is_some());
+        drop(inner);
+        match &status.log_trouble {
+            Some(trouble) if !known => tracing::error!("{trouble}; nothing is acknowledged until then"),
+            _ => {}
+        }
+        status
     }
 
     fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
@@ -214,9 +244,11 @@ impl Inner {
             self.connection.take_if(|(present, _)| *present == id);
         }
         while let Some(command) = self.backup.poll_replayer() {
+            let term = self.backup.term();
+            let keep = self.log.as_ref().and_then(|log| log.follow(&command, term));
             if let Some(to_replayer) = &self.to_replayer {
                 // Without the replay thread the backup is at its end.
-                let _ = to_replayer.send(command);
+                let _ = to_replayer.send(Ordered { command, keep });
             }
         }
         while let Some(batch) = self.backup.poll_store() {
@@ -227,6 +259,9 @@ impl Inner {
         }
         while let Some(event) = self.backup.poll_event() {
             tracing::info!("{event:?}");
+            if let (BackupEvent::Ready, Some(log)) = (&event, &self.log) {
+                log.note_in_step(self.backup.term());
+            }
             match (&event, &self.learn) {
                 (BackupEvent::Registered { record }, Some(learn)) => learn(record),
                 (BackupEvent::Diverged(_), _) => self.divergences += 1,
@@ -254,6 +289,8 @@ impl Inner {
             outputs_verified: progress.map_or(0, |progress| progress.outputs_verified),
             held_outputs: backup.held_outputs() as u64,
             digests_diverged: self.divergences,
+            mode: backup.mode().name().to_owned(),
+            log_trouble: self.log.as_ref().and_then(Log::trouble),
             last_dial_error: self.dial_error.clone(),
         }
     }

@@ -31,6 +31,10 @@ pub struct BackupStatus {
     pub held_outputs: u64,
     /// Divergences seen in this process.
     pub digests_diverged: u64,
+    /// How the primary protects: replay, hybrid or checkpoint.
+    pub mode: String,
+    /// Why this side's own log cannot be written at present.
+    pub log_trouble: Option<String>,
     /// Why the last attempt to connect failed, while there is no connection.
     pub last_dial_error: Option<String>,
 }

@@ -1,73 +1,45 @@
-//! When output may leave: the steps between alone and protected, and the arbiter's word.
+//! When output may leave: who is counted on, the arbiter's word, and how the set changes.
 
-use link::arbitration::{ArbitrationError, Record, Refusal, Step};
+use std::collections::BTreeMap;
+
+use link::arbitration::{ArbitrationError, Record, Step};
 use log_format::GoodbyeReason;
 
+use super::counted::{Counted, Member};
 use super::peer::Phase;
-use super::{Ending, Finish, MILLISECOND_NS, MachineRequest, OnBackupLoss, Primary, PrimaryEvent};
+use super::{Durability, Finish, MILLISECOND_NS, MachineRequest, OnBackupLoss, Primary, PrimaryEvent};
 
-/// Who is counted on. See the state diagram of the module.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Commit {
-    /// The record names no backup: output leaves at once.
-    Alone,
-    /// A backup is in step. Once it holds batch `barrier`, it holds all that was released.
-    Syncing {
-        barrier: u64,
-        /// Named in the record already, perhaps: the way back to `Alone` is closed.
-        registered: Option<Registered>,
-    },
-    /// The arbiter was asked to name the backup.
-    Registering {
-        registered: Registered,
-        /// Named before it was asked, perhaps.
-        before: Option<Registered>,
-    },
-    /// The record names the backup.
-    Protected { registered: Registered },
-    /// The backup is lost, and policy says to wait.
-    Degraded { registered: Registered },
-    /// The backup is lost, and the arbiter was asked for the word to go on.
-    GoingAlone { registered: Registered },
-    /// Another node is the primary.
-    Fenced { text: String },
+/// Who is counted on. See the diagram of the module above.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    /// Those that the arbiter's record names.
+    pub(super) counted: Counted,
+    pub(super) change: Option<Change>,
+    /// The operator said to go on without those that are lost.
+    forsaken: bool,
+    pub(super) fenced: bool,
 }
 
-/// A backup that the record names, or may name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Registered {
-    pub(super) backup: String,
-    /// What it was known to hold when it was last heard.
-    pub(super) acked: u64,
+/// Another set is to be counted on. Release obeys the old and the new rule from here on.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) to: Counted,
+    /// Once enough of the new set hold this batch, they hold all that was released.
+    barrier: u64,
+    /// The arbiter was asked: the record may name the new set already.
+    pub(super) asked: bool,
 }
 
 impl Commit {
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Commit::Alone => "alone",
-            Commit::Syncing { .. } => "syncing",
-            Commit::Registering { .. } => "registering",
-            Commit::Protected { .. } => "protected",
-            Commit::Degraded { .. } => "degraded",
-            Commit::GoingAlone { .. } => "going alone",
-            Commit::Fenced { .. } => "fenced",
-        }
-    }
-
-    fn registered(&self) -> Option<&Registered> {
-        match self {
-            Commit::Alone | Commit::Fenced { .. } => None,
-            Commit::Syncing { registered, .. } => registered.as_ref(),
-            Commit::Registering { registered, .. }
-            | Commit::Protected { registered }
-            | Commit::Degraded { registered }
-            | Commit::GoingAlone { registered } => Some(registered),
-        }
-    }
-
-    /// Whether the record may name a backup.
+    /// The record may name somebody, so that not all output leaves at once.
     pub(super) fn may_be_registered(&self) -> bool {
-        self.registered().is_some()
+        !self.counted.is_empty() || self.change.as_ref().is_some_and(|change| change.asked)
+    }
+
+    /// Every batch up to this one is held by enough; `None` when nobody is counted on.
+    fn held_by_enough(&self) -> Option<u64> {
+        let to = self.change.as_ref().and_then(|change| change.to.held_by_enough());
+        [self.counted.held_by_enough(), to].into_iter().flatten().min()
     }
 }
 
@@ -76,304 +48,353 @@ impl Primary {
     pub fn handle_arbiter_reply(&mut self, reply: Result<Record, ArbitrationError>, now_ns: u64) {
         let Some(step) = self.lane.answered() else { return };
         match (reply, step) {
-            (Ok(_), Step::RegisterBackup { backup, .. }) => self.registered(&backup),
-            (Ok(_), Step::GoAlone { .. }) => self.gone_alone(),
-            (Ok(_), _) => {}
-            (Err(ArbitrationError::Refused(Refusal::OtherBackup { .. })), _) => self.go_alone(),
-            (Err(ArbitrationError::Refused(refusal)), _) => self.fence(refusal.to_string()),
+            (Ok(_), Step::SetBackups { backups, required, .. }) => {
+                self.lane.reached();
+                let agreed = self.commit.change.as_ref().is_some_and(|change| {
+                    change.asked && change.to.names() == backups && change.to.required() == required as usize
+                });
+                if agreed {
+                    self.adopt(now_ns);
+                }
+            }
+            (Ok(_), _) => self.lane.reached(),
+            (Err(ArbitrationError::Refused(refusal)), _) => {
+                self.lane.reached();
+                self.fence(refusal.to_string());
+            }
             (Err(ArbitrationError::Unreachable(error)), step) => {
                 let event =
                     PrimaryEvent::ArbiterUnreachable { step: step.to_string(), text: error.to_string() };
                 self.events.push_back(event);
                 self.lane.postpone(step, now_ns);
-                return self.settle(now_ns);
             }
         }
-        self.lane.reached();
+        self.settle(now_ns);
+    }
+
+    /// The arbiter's record is this now, as a watch of it says. A later one ends the primacy;
+    /// an earlier one is old news.
+    pub fn handle_record(&mut self, record: &Record, now_ns: u64) {
+        let replaced =
+            record.term > self.term() || record.term == self.term() && record.holder != self.config.node;
+        if replaced && !self.is_over() {
+            self.fence(format!("the arbiter's record is {record}"));
+        }
+        self.settle(now_ns);
+    }
+
+    /// Output may leave until this time (host's monotonic nanoseconds): until then the arbiter
+    /// keeps this node's lease for certain. Never called where the arbiter gives no leases.
+    pub fn handle_lease(&mut self, valid_until_ns: u64, now_ns: u64) {
+        let was_valid = self.lease_is_valid(now_ns);
+        let is_first = self.lease_until_ns.replace(valid_until_ns).is_none();
+        if is_first && !self.lease_is_valid(now_ns) {
+            // Not granted yet: that is no loss to speak of.
+            self.lease_told = false;
+        } else {
+            self.note_lease(was_valid, now_ns);
+        }
+        self.settle(now_ns);
+    }
+
+    /// Says when the lease ends or is there again.
+    pub(super) fn note_lease(&mut self, was_valid: bool, now_ns: u64) {
+        let is_valid = self.lease_is_valid(now_ns);
+        if was_valid != is_valid || self.lease_told != is_valid {
+            self.lease_told = is_valid;
+            self.events.push_back(match is_valid {
+                true => PrimaryEvent::LeaseHeld,
+                false => PrimaryEvent::LeaseLost,
+            });
+        }
+    }
+
+    /// Whether output may leave as far as the lease goes.
+    pub(super) fn lease_is_valid(&self, now_ns: u64) -> bool {
+        self.lease_until_ns.is_none_or(|until_ns| now_ns < until_ns)
+    }
+
+    /// This side's own log is on its disk up to this batch of this term.
+    pub fn handle_stored(&mut self, term: u64, sequence: u64, now_ns: u64) {
+        if term == self.term() {
+            self.stored = self.stored.max(sequence);
+        }
+        self.commit_acknowledged();
         self.settle(now_ns);
     }
 
     /// Goes on to the next state where its condition is met.
     pub(super) fn settle(&mut self, now_ns: u64) {
-        self.drop_backlogged_peer(now_ns);
-        let (ready, acked) = self.peer.as_ref().map_or((false, 0), |peer| (peer.ready, peer.acked));
-        match &self.commit {
-            Commit::Alone | Commit::Degraded { .. } if ready && self.ending.is_none() => {
-                self.begin_sync(now_ns)
-            }
-            Commit::Syncing { barrier, .. } if ready && acked >= *barrier => self.register(),
-            _ => {}
-        }
+        self.drop_backlogged_peers(now_ns);
+        self.regroup(now_ns);
         self.judge_slowness(now_ns);
+        self.drive_mode(now_ns);
+        self.drive_epochs(now_ns);
         self.ask_for_pages();
+        self.end_disk_check();
         self.progress_ending(now_ns);
     }
 
-    /// The backup says that it is in step.
-    pub(super) fn handle_ready(&mut self) {
-        if let Some(peer) = &mut self.peer
+    /// Changes who is counted on, one change at a time.
+    fn regroup(&mut self, now_ns: u64) {
+        if self.commit.fenced || self.is_over() {
+            return;
+        }
+        if self.commit.change.as_ref().is_some_and(|change| change.asked) {
+            return;
+        }
+        let wanted = self.wanted_set();
+        if wanted.is_same_set(&self.commit.counted) {
+            if self.commit.change.take().is_some() {
+                self.commit_acknowledged();
+            }
+            return;
+        }
+        let begun = self.commit.change.as_ref().is_some_and(|change| change.to.is_same_set(&wanted));
+        if !begun {
+            self.begin_change(wanted, now_ns);
+        }
+        self.ask_when_covered();
+    }
+
+    /// Who should be counted on, as things are.
+    fn wanted_set(&self) -> Counted {
+        if let Some(ending) = &self.ending {
+            return match &ending.finish {
+                // Nobody else is to be asked when it takes over.
+                Finish::SwitchedOver { to } => self.commit.counted.only(to),
+                // Who leaves for good needs the heir that the record names, even one out of sight.
+                finish if finish.wants_heir() => self.commit.counted.clone(),
+                // A guest that ended needs none: the record must let the next start happen.
+                _ if ending.goodbye_said => Counted::default(),
+                _ => self.commit.counted.clone(),
+            };
+        }
+        let ready = self.peers.values().filter(|peer| peer.ready);
+        let mut members: BTreeMap<String, Member> =
+            ready.map(|peer| (peer.node.clone(), peer.as_member())).collect();
+        if self.config.on_backup_loss == OnBackupLoss::Pause && !self.commit.forsaken {
+            // Who is lost is waited for, unless others have taken the place.
+            let room = self.config.backups_max.saturating_sub(members.len());
+            let lost = self.commit.counted.members().filter(|(name, _)| !members.contains_key(*name));
+            let lost: Vec<_> = lost.take(room).map(|(name, member)| (name.clone(), *member)).collect();
+            members.extend(lost);
+        }
+        let required = self.config.release.required(members.len());
+        Counted::new(members, required)
+    }
+
+    /// Holds output from now on by both rules, until the new set holds what was released.
+    fn begin_change(&mut self, to: Counted, now_ns: u64) {
+        if self.commit.counted.is_empty() && !self.batcher.is_empty() {
+            self.seal(now_ns);
+        }
+        let last = self.tail.last_sequence();
+        let barrier = self.commit.counted.held_by_enough().map_or(last, |held| held.min(last));
+        self.commit.change = Some(Change { to, barrier, asked: false });
+        // From here on by both rules, whatever seals a batch before this.
+        self.commit_acknowledged();
+    }
+
+    fn ask_when_covered(&mut self) {
+        let Some(change) = self.commit.change.as_mut().filter(|change| !change.asked) else { return };
+        if change.to.held_by_enough().is_none_or(|held| held >= change.barrier) {
+            change.asked = true;
+            self.ask_for_change();
+        }
+    }
+
+    fn ask_for_change(&mut self) {
+        let Some(change) = &self.commit.change else { return };
+        let (node, term) = (self.config.node.clone(), self.term());
+        let (backups, required) = (change.to.names(), change.to.required() as u32);
+        self.lane.ask(Step::SetBackups { node, term, backups, required });
+    }
+
+    /// The record names the new set.
+    fn adopt(&mut self, now_ns: u64) {
+        let Some(change) = self.commit.change.take() else { return };
+        let before = std::mem::replace(&mut self.commit.counted, change.to);
+        // The heir is off the record, so the machine stays here.
+        self.handed_to = self.handed_to.take().filter(|to| self.commit.counted.has_name(to));
+        self.commit.forsaken = false;
+        let added: Vec<String> = self
+            .commit
+            .counted
+            .members()
+            .filter(|(name, member)| !before.has(name, member.incarnation))
+            .map(|(name, _)| name.clone())
+            .collect();
+        self.events.extend(added.into_iter().map(|backup| PrimaryEvent::Protected { backup }));
+        if self.commit.counted.is_empty() {
+            self.events.push_back(PrimaryEvent::Alone);
+        }
+        self.commit_acknowledged();
+        // The backups learn at once that they are counted on.
+        self.heartbeat_due_ns = now_ns;
+    }
+
+    /// A backup says that it is in step, or stands at an increment.
+    pub(super) fn handle_ready(&mut self, node: &str, sequence: u64) {
+        if let Some(peer) = self.peers.get_mut(node)
             && peer.phase == Phase::Following
         {
             peer.ready = true;
+            peer.stood = peer.stood.max(sequence);
         }
+        self.forget_increments();
     }
 
-    /// Lets go what the registered backup holds.
+    /// Lets go what enough backups, and where that is asked for this side's disk, hold.
     pub(super) fn commit_acknowledged(&mut self) {
-        let Commit::Protected { registered } = &mut self.commit else { return };
-        let Some(peer) = self.peer.as_ref().filter(|peer| peer.node == registered.backup) else { return };
-        registered.acked = registered.acked.max(peer.acked);
-        if let Some(outputs) = self.tail.outputs_after(registered.acked) {
-            self.buffer.commit_before(outputs);
+        if self.commit.fenced {
+            return;
+        }
+        match self.release_limit() {
+            None => self.buffer.release_all(),
+            Some(sequence) => {
+                self.buffer.protect();
+                if let Some(outputs) = self.tail.outputs_after(sequence) {
+                    self.buffer.commit_before(outputs);
+                }
+            }
         }
     }
 
-    /// What the registered backup held when it was last heard.
-    pub(super) fn acked_when_lost(&self) -> u64 {
-        self.commit.registered().map_or_else(|| self.tail.last_sequence(), |registered| registered.acked)
+    /// Outputs of the batches up to this one may leave; `None`: all may.
+    pub(super) fn release_limit(&self) -> Option<u64> {
+        let own = (self.config.durability == Durability::Disk).then_some(self.stored);
+        [self.commit.held_by_enough(), own].into_iter().flatten().min()
     }
 
-    /// The backup is lost: what that means depends on whether it could take over.
-    pub(super) fn lose_peer(&mut self, reason: &str, now_ns: u64) {
-        let Some(peer) = self.peer.take() else { return };
+    /// Batches after this one may still be asked for by a backup that is counted on.
+    pub(super) fn keep_after(&self) -> u64 {
+        let to = self.commit.change.as_ref().and_then(|change| change.to.held_by_all());
+        let all = [self.commit.counted.held_by_all(), to, self.release_limit()];
+        all.into_iter().flatten().min().unwrap_or(u64::MAX)
+    }
+
+    /// A backup is lost: what that means depends on whether it could take over.
+    pub(super) fn lose_peer(&mut self, node: &str, reason: &str, now_ns: u64) {
+        let Some(peer) = self.peers.remove(node) else { return };
         if let Some(id) = peer.connection {
             self.say_goodbye(id, GoodbyeReason::BackupRemoved, reason);
         }
-        if peer.phase != Phase::Following {
-            self.cancel_checkpoint();
-        }
+        self.forget_join(node);
         let event = PrimaryEvent::BackupLost { node: peer.node, reason: reason.to_owned() };
         self.events.push_back(event);
-        match self.commit.clone() {
-            Commit::Syncing { registered: None, .. } => self.become_alone(),
-            Commit::Registering { registered, before } => {
-                let never_asked = self.lane.withdraw();
-                match (never_asked, before) {
-                    (true, None) => self.become_alone(),
-                    (true, Some(before)) => self.degrade(before),
-                    (false, _) => self.degrade(registered),
+        // A question that nobody heard need not be answered.
+        let in_question =
+            self.commit.change.as_ref().is_some_and(|change| change.asked && change.to.has_name(node));
+        if in_question {
+            match self.lane.withdraw() {
+                true => {
+                    self.commit.change = None;
+                    self.commit_acknowledged();
                 }
+                false => self.ask_for_change(),
             }
-            Commit::Syncing { registered: Some(registered), .. } | Commit::Protected { registered } => {
-                self.degrade(registered);
-            }
-            Commit::Alone | Commit::Degraded { .. } | Commit::GoingAlone { .. } | Commit::Fenced { .. } => {}
+        }
+        let counted = self.commit.counted.has(node, peer.incarnation);
+        if counted && self.config.on_backup_loss == OnBackupLoss::Pause && !self.commit.forsaken {
+            self.events.push_back(PrimaryEvent::Paused);
         }
         self.settle(now_ns);
     }
 
-    /// The operator says to go on without the backup.
+    /// The operator says to go on without what is lost.
     pub(super) fn operator_goes_alone(&mut self, now_ns: u64) {
-        if matches!(self.commit, Commit::Degraded { .. }) {
-            self.go_alone();
-        }
+        self.commit.forsaken |= self.is_degraded();
         self.settle(now_ns);
+    }
+
+    /// Too few of those that are counted on are there, and policy says to wait for them.
+    pub(super) fn is_degraded(&self) -> bool {
+        let leaves = self.ending.as_ref().is_some_and(|ending| ending.finish.wants_heir());
+        let waits = self.config.on_backup_loss == OnBackupLoss::Pause && !self.commit.forsaken;
+        self.has_too_few() && (waits || leaves) && self.commit.change.is_none()
+    }
+
+    /// Whether fewer of those that are counted on are there than must hold an output.
+    pub(super) fn has_too_few(&self) -> bool {
+        let counted = &self.commit.counted;
+        let present = counted.members().filter(|(name, member)| self.has_peer(name, member.incarnation));
+        !counted.is_empty() && present.count() < counted.required()
+    }
+
+    fn has_peer(&self, name: &str, incarnation: u64) -> bool {
+        self.peers.get(name).is_some_and(|peer| peer.incarnation == incarnation)
     }
 
     /// Stops for good: nothing that is held may ever leave.
     pub(super) fn fence(&mut self, text: String) {
-        if matches!(self.commit, Commit::Fenced { .. }) {
+        if self.commit.fenced {
             return;
         }
         self.buffer.protect();
         self.buffer.take_held();
-        self.commit = Commit::Fenced { text: text.clone() };
+        self.commit.fenced = true;
         self.events.push_back(PrimaryEvent::Fenced { text: text.clone() });
-        self.cancel_checkpoint();
-        self.peer = None;
+        self.cancel_checkpoints();
+        self.peers.clear();
         let ids: Vec<_> = self.connections.keys().copied().collect();
         for id in ids {
             self.say_goodbye(id, GoodbyeReason::Fenced, &text);
         }
         self.ending = None;
-        self.finish(Finish::Fenced { text });
-    }
-
-    pub(super) fn begin_ending(&mut self, finish: Finish, now_ns: u64) {
-        if self.ending.is_some() || self.finished.is_some() {
-            return;
-        }
-        if !self.batcher.is_empty() {
-            self.seal(now_ns);
-        }
-        self.ending = Some(Ending {
-            finish,
-            due_ns: now_ns.saturating_add(self.config.ending_max_ns),
-            last_sequence: self.tail.last_sequence(),
-            goodbye_said: false,
-        });
-        self.settle(now_ns);
-    }
-
-    /// An ending waits until the backup holds everything and output has left, but not longer
-    /// than it may.
-    fn progress_ending(&mut self, now_ns: u64) {
-        let Some(ending) = self.ending.clone() else { return };
-        let overdue = now_ns >= ending.due_ns;
-        let held = self.peer.as_ref().is_none_or(|peer| peer.acked >= ending.last_sequence);
-        if !ending.goodbye_said && (held || overdue) {
-            self.say_last_goodbye(&ending.finish);
-            if let Some(ending) = &mut self.ending {
-                ending.goodbye_said = true;
-                ending.due_ns = now_ns.saturating_add(self.config.ending_max_ns);
-            }
-            return self.progress_ending(now_ns);
-        }
-        // A guest that ended needs no heir: the record must let the next start happen.
-        let heir_wanted = ending.finish.wants_heir();
-        let settled = heir_wanted || !self.commit.may_be_registered();
-        let left = heir_wanted || self.buffer.uncommitted_outputs() == 0;
-        if ending.goodbye_said && (settled && left || overdue) {
-            self.finish(ending.finish);
-        }
-    }
-
-    fn say_last_goodbye(&mut self, finish: &Finish) {
-        let (reason, text) = match finish {
-            Finish::GuestEnded { code } => {
-                (GoodbyeReason::GuestEnded, format!("the guest ended with status {code}"))
-            }
-            Finish::HostFault { disk } => {
-                (GoodbyeReason::Stopping, format!("the host failed to read or write disk {disk}"))
-            }
-            Finish::Stopped | Finish::Fenced { .. } => {
-                (GoodbyeReason::Stopping, "the operator stopped this side".to_owned())
-            }
+        let finish = match self.handed_to.take() {
+            // That is what was wanted.
+            Some(to) => Finish::SwitchedOver { to },
+            None => Finish::Fenced { text },
         };
-        let ids: Vec<_> = self.connections.keys().copied().collect();
-        for id in ids {
-            self.say_goodbye(id, reason, &text);
-        }
-        self.peer = None;
-        match self.commit.clone() {
-            Commit::Syncing { registered: None, .. } => self.become_alone(),
-            _ if finish.wants_heir() => {}
-            Commit::Syncing { .. }
-            | Commit::Registering { .. }
-            | Commit::Protected { .. }
-            | Commit::Degraded { .. } => self.go_alone(),
-            Commit::Alone | Commit::GoingAlone { .. } | Commit::Fenced { .. } => {}
-        }
+        self.finish(finish);
     }
 
-    fn finish(&mut self, finish: Finish) {
-        if self.finished.is_none() {
-            self.finished = Some(finish);
-            self.events.push_back(PrimaryEvent::Finished);
-        }
+    /// Time between two looks at whether this is still the primary; `None` where others tell.
+    pub(super) fn probe_interval_ns(&self) -> Option<u64> {
+        let hands_over = self.handed_to.is_some().then_some(20 * MILLISECOND_NS);
+        hands_over.or(self.is_degraded().then_some(500 * MILLISECOND_NS))
     }
 
-    /// Holds output from now on, and waits until the backup holds what was released before.
-    fn begin_sync(&mut self, now_ns: u64) {
-        self.buffer.protect();
-        if !self.batcher.is_empty() {
-            self.seal(now_ns);
-        }
-        let registered = self.commit.registered().cloned();
-        self.commit = Commit::Syncing { barrier: self.tail.last_sequence(), registered };
-        let (ready, acked) = self.peer.as_ref().map_or((false, 0), |peer| (peer.ready, peer.acked));
-        if ready && acked >= self.tail.last_sequence() {
-            self.register();
-        }
-    }
-
-    fn register(&mut self) {
-        let Some(peer) = &self.peer else { return };
-        let (backup, acked) = (peer.node.clone(), peer.acked);
-        self.lane.ask(Step::RegisterBackup {
-            node: self.config.node.clone(),
-            term: self.term(),
-            backup: backup.clone(),
-        });
-        let before = self.commit.registered().cloned();
-        self.commit = Commit::Registering { registered: Registered { backup, acked }, before };
-    }
-
-    /// The record names the backup.
-    fn registered(&mut self, backup: &str) {
-        let Commit::Registering { registered, .. } = &self.commit else { return };
-        let present = self.peer.as_ref().is_some_and(|peer| peer.node == backup);
-        if registered.backup != backup || !present {
-            return;
-        }
-        self.events.push_back(PrimaryEvent::Protected { backup: backup.to_owned() });
-        self.commit = Commit::Protected { registered: registered.clone() };
-        self.commit_acknowledged();
-        // The backup learns at once that it is counted on.
-        self.heartbeat_due_ns = 0;
-    }
-
-    fn degrade(&mut self, registered: Registered) {
-        // Who leaves for good needs the heir that the record names, even one out of sight.
-        let leaves = self.ending.as_ref().is_some_and(|ending| ending.finish.wants_heir());
-        match self.config.on_backup_loss {
-            _ if leaves => self.commit = Commit::Degraded { registered },
-            OnBackupLoss::Continue => {
-                self.commit = Commit::Degraded { registered };
-                self.go_alone();
-            }
-            OnBackupLoss::Pause => {
-                self.commit = Commit::Degraded { registered };
-                self.events.push_back(PrimaryEvent::Paused);
-            }
-        }
-    }
-
-    /// Standing still, nothing else would tell this primary that its backup took over.
+    /// Standing still, nothing else would tell this primary that a backup took over.
     pub(super) fn probe(&mut self, now_ns: u64) {
-        const PROBE_INTERVAL_NS: u64 = 500 * MILLISECOND_NS;
-        if now_ns < self.probe_due_ns {
+        let Some(interval_ns) = self.probe_interval_ns().filter(|_| now_ns >= self.probe_due_ns) else {
             return;
-        }
-        self.probe_due_ns = now_ns.saturating_add(PROBE_INTERVAL_NS);
-        if let Commit::Degraded { registered } = &self.commit {
+        };
+        self.probe_due_ns = now_ns.saturating_add(interval_ns);
+        if self.commit.change.is_none() {
             let (node, term) = (self.config.node.clone(), self.term());
-            self.lane.ask(Step::RegisterBackup { node, term, backup: registered.backup.clone() });
+            self.lane.ask(Step::Confirm { node, term });
         }
-    }
-
-    fn go_alone(&mut self) {
-        let Some(registered) = self.commit.registered().cloned() else { return };
-        self.commit = Commit::GoingAlone { registered };
-        self.lane.ask(Step::GoAlone { node: self.config.node.clone(), term: self.term() });
-    }
-
-    /// The record names no backup any more.
-    fn gone_alone(&mut self) {
-        if matches!(self.commit, Commit::GoingAlone { .. }) {
-            self.become_alone();
-        }
-    }
-
-    fn become_alone(&mut self) {
-        self.commit = Commit::Alone;
-        self.buffer.release_all();
-        self.events.push_back(PrimaryEvent::Alone);
     }
 
     /// A backup whose log piles up here is no protection: policy pause waits for it (see
     /// [`Primary::wants_stall`]), policy continue goes on without.
     fn judge_slowness(&mut self, now_ns: u64) {
-        let slow = self
-            .peer
-            .as_ref()
-            .is_some_and(|peer| peer.ready && peer.unacked_bytes >= self.config.unacked_max_bytes);
-        if slow && self.config.on_backup_loss == OnBackupLoss::Continue {
-            self.lose_peer("it is too slow: too much log is unacknowledged", now_ns);
+        if self.config.on_backup_loss != OnBackupLoss::Continue {
+            return;
+        }
+        let limit_bytes = self.config.unacked_max_bytes;
+        let slow = self.peers.values().find(|peer| peer.ready && peer.unacked_bytes >= limit_bytes);
+        if let Some(node) = slow.map(|peer| peer.node.clone()) {
+            self.lose_peer(&node, "it is too slow: too much log is unacknowledged", now_ns);
         }
     }
 
     /// A join that cannot keep up with the log is given up; it may be tried again.
-    fn drop_backlogged_peer(&mut self, now_ns: u64) {
-        let joining = self.peer.as_ref().filter(|peer| !peer.ready);
-        if joining.is_some_and(|peer| peer.unacked_bytes > self.config.join_backlog_max_bytes) {
-            self.lose_peer("it receives more slowly than the log grows", now_ns);
+    fn drop_backlogged_peers(&mut self, now_ns: u64) {
+        let limit_bytes = self.config.join_backlog_max_bytes;
+        let behind = self.peers.values().find(|peer| !peer.ready && peer.unacked_bytes > limit_bytes);
+        if let Some(node) = behind.map(|peer| peer.node.clone()) {
+            self.lose_peer(&node, "it receives more slowly than the log grows", now_ns);
         }
     }
 
-    pub(super) fn cancel_checkpoint(&mut self) {
-        if let Some(checkpoint) = self.checkpoint.take() {
+    /// Nothing is taken of the machine any more.
+    fn cancel_checkpoints(&mut self) {
+        for checkpoint in self.checkpoints.asked_for() {
             self.requests.push_back(MachineRequest::CancelCheckpoint { checkpoint });
         }
+        self.checkpoints.clear();
     }
 }

@@ -1,142 +1,73 @@
 //! The primary's side of protection: what is shipped, what may leave, who is counted on.
 //!
-//! # States
+//! # Who is counted on
 //!
 //! ```text
-//!                 the backup is in step            it holds all that was released
-//!   new --> Alone ----------------------> Syncing --------------------------> Registering
-//!             ^ ^                           | ^                                |       |
-//!             | |    lost, not registered   | | in step again     arbiter: yes |       | lost
-//!             | +---------------------------+ |                                v       |
-//!             |                               |                  lost     Protected    |
-//!             |                               +-- Degraded <----------------+ |        |
-//!             |                                  (policy pause:               |        |
-//!             | arbiter: yes                      output held)                | lost   |
-//!             |                                      | operator      (policy  |        |
-//!             |                                      v               continue)v        v
-//!             +--------------------------------------+------------------- GoingAlone <-+
+//!            backups in step differ                enough of the new set
+//!            from those counted on                 hold all that was released          arbiter: yes
+//!   counted ----------------------> catching up --------------------------> asked ------------------> counted
+//!   on S                            (S and S')                              (S and S')                on S'
 //!
-//!   any -- arbiter: another node is the primary --> Fenced      (for good: output never leaves)
-//!   any -- the guest ended, the operator stops  --> Ending --> Finished
+//!   any -- arbiter: another node is the primary --> fenced      (for good: output never leaves)
+//!   any -- the guest ended, the operator stops  --> ending --> finished
 //! ```
 //!
-//! Law 2 in one place: output leaves in `Alone` and `Ending` from there, and in `Protected` once
-//! the backup named in the arbiter's record acknowledged the batch that covers it. In every
-//! other state it is held. From `Registering` on the record may name the backup, whatever
-//! became of the question; only the arbiter's word leads back to `Alone`.
+//! Law 2 in one place ([`commit`]): an output leaves when it is covered by a batch that enough of
+//! the backups counted on acknowledged, and, while the set changes, enough of the new ones too.
+//! Nobody is counted on at first, and when all are lost: then output leaves at once. From the
+//! question on the record may name the new set, whatever became of the question; only the
+//! arbiter's word ends that.
 //!
-//! How the backup joins is a machine of its own ([`peer::Phase`]): plan *resume* and *log from
+//! How a backup joins is a machine of its own ([`peer::Phase`]): plan *resume* and *log from
 //! boot* ship the log at once, plan *checkpoint* asks the vCPU for a copy-on-write
-//! checkpoint and ships the log beside it.
+//! checkpoint and ships the log beside it. [`modes`] says what is shipped after that.
 
+mod auto;
 mod commit;
+mod config;
+mod counted;
+mod disk_check;
+mod ending;
+mod epoch;
 mod join;
+mod modes;
 mod peer;
+mod report;
+mod resync;
 mod tail;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use link::arbitration::Step;
-use link::detector::{Detector, DetectorConfig};
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Divergence, Goodbye, GoodbyeReason, Heartbeat, HeartbeatReply, LoggedOutput,
-    MachineIdentity, Message, Moment, Position, SealedBatch,
+    Ack, ChainHash, Divergence, Goodbye, GoodbyeReason, Heartbeat, HeartbeatReply, LoggedOutput, Message,
+    Position, ProtectionMode, SealedBatch,
 };
-use machine::PrimacyStart;
-use netbuf::{BufferLimits, BufferStatistics, OutputBuffer};
+use machine::{CheckpointExtent, PrimacyStart};
+use netbuf::{BufferStatistics, OutputBuffer};
 
 use crate::batcher::Batcher;
 use crate::recorder::Recorded;
 use crate::vcpu::FromMachine;
 use commit::Commit;
+use ending::Ending;
+use epoch::{Checkpoints, Epochs};
+use modes::Modes;
 use peer::{Connection, Peer, Phase};
 use tail::Tail;
 
+pub use config::{CoreConfig, Durability, EpochConfig, ModeChoice, OnBackupLoss, Release, Trigger};
+pub use disk_check::{BackupDisks, DiskComparison};
+pub use epoch::IncrementCounters;
 pub use peer::ConnectionId;
+pub use report::{BackupStatus, Finish, PrimaryEvent};
+pub use resync::ResyncCounts;
 
 const MILLISECOND_NS: u64 = 1_000_000;
 
 /// A backup that joins and says nothing for this long is given up.
 const JOIN_SILENCE_NS: u64 = 10_000 * MILLISECOND_NS;
-
-/// What a primary does when it loses its backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnBackupLoss {
-    /// Goes on alone, once the arbiter agrees.
-    #[default]
-    Continue,
-    /// Stands still until a backup is in step again, or the operator says to go on alone.
-    Pause,
-}
-
-/// How a [`Primary`] works. The defaults are for two hosts on one LAN.
-#[derive(Debug, Clone)]
-pub struct CoreConfig {
-    /// Name of the virtual machine.
-    pub vm: String,
-    /// This node's name, as the arbiter knows it.
-    pub node: String,
-    /// What the machine is made of.
-    pub identity: MachineIdentity,
-    /// What to do without a backup.
-    pub on_backup_loss: OnBackupLoss,
-    /// Time between heartbeats.
-    pub heartbeat_interval_ns: u64,
-    /// How a silent backup is judged.
-    pub detector: DetectorConfig,
-    /// How long events without outputs wait for a batch.
-    pub batch_interval_ns: u64,
-    /// Size at which a batch is sealed.
-    pub batch_max_bytes: u64,
-    /// Log kept in memory for a backup that comes back.
-    pub tail_max_bytes: u64,
-    /// Log that a backup may leave unacknowledged: beyond it, it is too slow.
-    pub unacked_max_bytes: u64,
-    /// How long a backup may leave the oldest batch unacknowledged.
-    pub unacked_max_ns: u64,
-    /// A machine that has executed more than this is joined by a checkpoint, though the log
-    /// may reach back to its boot: replaying takes as long as executing did.
-    pub log_from_boot_max_icount: u64,
-    /// What may wait in memory to be sent to a backup that joins.
-    pub join_backlog_max_bytes: u64,
-    /// Pages and blocks of a checkpoint taken in one bite.
-    pub checkpoint_bite_pages: usize,
-    /// No more of a checkpoint is taken while this much waits to be sent.
-    pub checkpoint_window_bytes: u64,
-    /// Outputs held before the machine must rest.
-    pub buffer: BufferLimits,
-    /// Whether batches are handed to [`Primary::poll_store`].
-    pub store: bool,
-    /// How long a step of the ending may wait for the other side or the arbiter.
-    pub ending_max_ns: u64,
-}
-
-impl CoreConfig {
-    /// The defaults for this VM on this node.
-    pub fn new(vm: &str, node: &str, identity: MachineIdentity) -> Self {
-        CoreConfig {
-            vm: vm.to_owned(),
-            node: node.to_owned(),
-            identity,
-            on_backup_loss: OnBackupLoss::default(),
-            heartbeat_interval_ns: 20 * MILLISECOND_NS,
-            detector: DetectorConfig::default(),
-            batch_interval_ns: 2 * MILLISECOND_NS,
-            batch_max_bytes: 64 << 10,
-            tail_max_bytes: 8 << 20,
-            unacked_max_bytes: 8 << 20,
-            unacked_max_ns: 5_000 * MILLISECOND_NS,
-            log_from_boot_max_icount: 50_000_000,
-            join_backlog_max_bytes: 12 << 20,
-            checkpoint_bite_pages: 64,
-            checkpoint_window_bytes: 1 << 20,
-            buffer: BufferLimits { bytes: 8 << 20, ..BufferLimits::default() },
-            store: false,
-            ending_max_ns: 2_000 * MILLISECOND_NS,
-        }
-    }
-}
 
 /// What the core wants of the machine's thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,8 +76,18 @@ pub enum MachineRequest {
     BeginCheckpoint {
         /// Which one: answers carry it.
         checkpoint: u64,
+        /// What it holds. A full one's pages come as [`MachineRequest::TakePages`] asks, an
+        /// increment's at once.
+        extent: CheckpointExtent,
+        /// An increment for somebody who has not what the one before held: each page by itself.
+        fresh: bool,
     },
-    /// Give the next pages of the checkpoint.
+    /// Pack increments for a link that takes so much.
+    LinkRate {
+        /// Bytes per second.
+        bytes_per_s: u64,
+    },
+    /// Give the next pages of the full checkpoint.
     TakePages {
         /// Of which one. Without effect when it is not the one under way.
         checkpoint: u64,
@@ -161,112 +102,26 @@ pub enum MachineRequest {
 }
 
 /// A command of the operator.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operator {
     /// Go on without the backup that was lost (policy pause).
     GoAlone,
     /// Leave in an orderly way: a registered backup takes over.
     Stop,
-}
-
-/// What happened, for the timeline.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PrimaryEvent {
-    /// A backup asked to join and was refused.
-    JoinRefused {
-        /// The backup.
-        node: String,
-        /// Why.
-        text: String,
+    /// Hand the machine to a registered backup, and stop when it has it.
+    SwitchOver {
+        /// Which one; `None` for any.
+        to: Option<String>,
     },
-    /// A backup joins.
-    Joining {
-        /// The backup.
-        node: String,
-        /// How it comes into step.
-        plan: log_format::JoinPlan,
+    /// Protect in another way from now on.
+    SetMode(ModeChoice),
+    /// Take this node as a backup though there may be no room; `None`: nobody is expected any more.
+    Expect {
+        /// Which one.
+        node: Option<String>,
     },
-    /// All pages of the checkpoint are on their way.
-    CheckpointShipped {
-        /// Messages it took.
-        parts: u64,
-    },
-    /// The registered backup is counted on from now on.
-    Protected {
-        /// The backup.
-        backup: String,
-    },
-    /// The backup is lost.
-    BackupLost {
-        /// The backup.
-        node: String,
-        /// Why.
-        reason: String,
-    },
-    /// The guest stands still until a backup is back (policy pause).
-    Paused,
-    /// Output leaves without a backup.
-    Alone,
-    /// The arbiter cannot be asked; the question is repeated.
-    ArbiterUnreachable {
-        /// The question.
-        step: String,
-        /// What went wrong.
-        text: String,
-    },
-    /// Another node is the primary: this one stops for good.
-    Fenced {
-        /// How that is known.
-        text: String,
-    },
-    /// The backup's state differs from this one's: both are to be kept for diagnosis.
-    Diverged {
-        /// The backup.
-        node: String,
-        /// What it found.
-        report: Divergence,
-    },
-    /// The other side broke the protocol, and its connection was ended.
-    ProtocolError {
-        /// What it did.
-        text: String,
-    },
-    /// The guest ended.
-    GuestEnded {
-        /// Its exit status.
-        code: u32,
-    },
-    /// Everything is done; see [`Primary::finished`].
-    Finished,
-}
-
-/// How a primacy ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Finish {
-    /// The guest powered itself off.
-    GuestEnded {
-        /// Its exit status.
-        code: u32,
-    },
-    /// The operator stopped this side. A registered backup takes over.
-    Stopped,
-    /// The host failed to read or write this disk. A registered backup takes over.
-    HostFault {
-        /// Index of the disk.
-        disk: u8,
-    },
-    /// Another node is the primary.
-    Fenced {
-        /// How that is known.
-        text: String,
-    },
-}
-
-impl Finish {
-    /// Whether the virtual machine is to live on elsewhere.
-    fn wants_heir(&self) -> bool {
-        matches!(self, Finish::Stopped | Finish::HostFault { .. })
-    }
+    /// Compare the disks with the backups': [`PrimaryEvent::DisksCompared`] tells.
+    CompareDisks,
 }
 
 /// The replication core of a primary.
@@ -285,10 +140,23 @@ pub struct Primary {
     tail: Tail,
     buffer: OutputBuffer,
     connections: BTreeMap<ConnectionId, Connection>,
-    peer: Option<Peer>,
-    /// The checkpoint that the machine was asked for, and how many there were.
-    checkpoint: Option<u64>,
-    checkpoints: u64,
+    /// The backups that have joined or are joining, by name.
+    peers: BTreeMap<String, Peer>,
+    /// How many joins there were.
+    incarnations: u64,
+    checkpoints: Checkpoints,
+    epochs: Epochs,
+    /// A comparison of the disks under way, and how many there were.
+    disk_check: Option<disk_check::Check>,
+    disk_checks: u64,
+    modes: Modes,
+    /// Time that the machine was busy executing, in this primacy.
+    busy_ns: u64,
+    /// This side's own log is on its disk up to this batch.
+    stored: u64,
+    /// Until when the arbiter keeps this node's lease for certain; `None` without leases.
+    lease_until_ns: Option<u64>,
+    lease_told: bool,
     store: VecDeque<SealedBatch>,
     requests: VecDeque<MachineRequest>,
     events: VecDeque<PrimaryEvent>,
@@ -296,18 +164,12 @@ pub struct Primary {
     /// When a primary that stands still asks again whether it still is one.
     probe_due_ns: u64,
     ending: Option<Ending>,
+    /// The heir that was told to take over.
+    handed_to: Option<String>,
+    /// A node for which there is room in any case.
+    expected: Option<String>,
     finished: Option<Finish>,
     batches_sealed: u64,
-}
-
-/// How the primacy is about to end.
-#[derive(Debug, Clone)]
-struct Ending {
-    finish: Finish,
-    due_ns: u64,
-    /// The batch that covers everything.
-    last_sequence: u64,
-    goodbye_said: bool,
 }
 
 impl Primary {
@@ -316,23 +178,35 @@ impl Primary {
         let PrimacyStart { from, chain, outputs_logged, outputs_released, reissue, .. } = start;
         let mut buffer = OutputBuffer::new(config.buffer);
         buffer.drop_released_before(outputs_released);
-        buffer.release_all();
+        if config.durability == Durability::Memory {
+            buffer.release_all();
+        }
         let mut primary = Primary {
             lane: Lane::default(),
-            commit: Commit::Alone,
+            commit: Commit::default(),
             batcher: Batcher::new(from, chain, outputs_logged),
             tail: Tail::new(from, chain, outputs_logged),
             buffer,
             connections: BTreeMap::new(),
-            peer: None,
-            checkpoint: None,
-            checkpoints: 0,
+            peers: BTreeMap::new(),
+            incarnations: 0,
+            checkpoints: Checkpoints::default(),
+            epochs: Epochs::new(config.epoch),
+            disk_check: None,
+            disk_checks: 0,
+            modes: Modes::new(config.mode),
+            busy_ns: 0,
+            stored: from.sequence,
+            lease_until_ns: None,
+            lease_told: true,
             store: VecDeque::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
             heartbeat_due_ns: now_ns,
             probe_due_ns: now_ns,
             ending: None,
+            handed_to: None,
+            expected: None,
             finished: None,
             batches_sealed: 0,
             config,
@@ -355,6 +229,10 @@ impl Primary {
             FromMachine::CheckpointPart { checkpoint, part } => {
                 self.handle_checkpoint_part(checkpoint, part, now_ns);
             }
+            FromMachine::IncrementPart { checkpoint, part } => self.handle_increment_part(checkpoint, part),
+            FromMachine::IncrementEnd { checkpoint, digest, packed_bytes, .. } => {
+                self.handle_increment_end(checkpoint, digest, packed_bytes, now_ns);
+            }
             FromMachine::Halted { code } => self.handle_halted(code, now_ns),
             FromMachine::HostFault { disk } => self.begin_ending(Finish::HostFault { disk }, now_ns),
         }
@@ -368,7 +246,10 @@ impl Primary {
         for output in &recorded.outputs {
             self.buffer.hold(output.clone(), now_ns);
         }
-        let urgent = !recorded.outputs.is_empty() && self.buffer.is_protected();
+        // Where no log is shipped, the next increment ends the batch.
+        let waits = self.buffer.is_protected() && self.modes.present.ships_log();
+        let urgent = !recorded.outputs.is_empty() && waits;
+        self.busy_ns += recorded.busy_ns;
         self.batcher.push(recorded, now_ns);
         if urgent || self.batcher.open_bytes() >= self.config.batch_max_bytes {
             self.seal(now_ns);
@@ -394,12 +275,13 @@ impl Primary {
     /// A connection ended.
     pub fn handle_closed(&mut self, id: ConnectionId, now_ns: u64) {
         self.connections.remove(&id);
-        if let Some(peer) = self.peer.as_mut().filter(|peer| peer.connection == Some(id)) {
+        if let Some(peer) = self.peers.values_mut().find(|peer| peer.connection == Some(id)) {
             peer.connection = None;
             peer.detector.closed(now_ns);
             let kept = peer.ready && peer.phase == Phase::Following;
             if !kept {
-                self.lose_peer("its connection ended while it joined", now_ns);
+                let node = peer.node.clone();
+                self.lose_peer(&node, "its connection ended while it joined", now_ns);
             }
         }
         self.settle(now_ns);
@@ -412,7 +294,7 @@ impl Primary {
         }
         match message {
             Message::Hello(hello) => self.handle_hello(id, &hello, now_ns),
-            message if self.is_peer(id) => self.handle_peer_message(message, now_ns),
+            message if self.peer_of(id).is_some() => self.handle_peer_message(id, message, now_ns),
             other => self.protocol_error(id, &format!("a {:?} before its Hello", other.kind())),
         }
         self.settle(now_ns);
@@ -423,6 +305,10 @@ impl Primary {
         match command {
             Operator::GoAlone => self.operator_goes_alone(now_ns),
             Operator::Stop => self.begin_ending(Finish::Stopped, now_ns),
+            Operator::SwitchOver { to } => self.begin_switchover(to, now_ns),
+            Operator::SetMode(choice) => self.choose_mode(choice, now_ns),
+            Operator::Expect { node } => self.expected = node,
+            Operator::CompareDisks => self.begin_disk_check(),
         }
         self.settle(now_ns);
     }
@@ -434,10 +320,12 @@ impl Primary {
         }
         if self.heartbeat_due_ns <= now_ns {
             self.heartbeat_due_ns = now_ns.saturating_add(self.config.heartbeat_interval_ns);
-            self.send_heartbeat(now_ns);
+            self.send_heartbeats(now_ns);
         }
+        let lease_told = self.lease_told;
+        self.note_lease(lease_told, now_ns);
         self.probe(now_ns);
-        self.judge_peer(now_ns);
+        self.judge_peers(now_ns);
         self.drop_silent_connections(now_ns);
         self.settle(now_ns);
     }
@@ -447,26 +335,32 @@ impl Primary {
         if self.finished.is_some() {
             return None;
         }
-        let peer = self.peer.as_ref();
-        let hellos = self.connections.values().filter_map(|connection| connection.hello_due_ns);
+        let peers = self.peers.values().flat_map(|peer| {
+            let unacked_ns =
+                peer.unacked_since_ns.map(|since_ns| since_ns.saturating_add(self.config.unacked_max_ns));
+            [Some(self.heartbeat_due_ns), Some(self.judged_at_ns(peer)), unacked_ns]
+        });
+        let hellos = self.connections.values().map(|connection| connection.hello_due_ns);
         [
             self.batch_due_ns(),
-            peer.map(|_| self.heartbeat_due_ns),
-            peer.map(|peer| self.judged_at_ns(peer)),
-            peer.and_then(|peer| peer.unacked_since_ns)
-                .map(|since_ns| since_ns.saturating_add(self.config.unacked_max_ns)),
             self.lane.retry_at_ns(),
-            Some(self.probe_due_ns).filter(|_| matches!(self.commit, Commit::Degraded { .. })),
+            self.probe_interval_ns().map(|_| self.probe_due_ns),
             self.ending.as_ref().map(|ending| ending.due_ns),
+            self.lease_until_ns.filter(|_| self.lease_told),
+            self.increment_due_ns(self.epochs.pacer.begun_ns()),
         ]
         .into_iter()
-        .flatten()
+        .chain(peers)
         .chain(hellos)
+        .flatten()
         .min()
     }
 
     /// The next output that may leave.
     pub fn poll_release(&mut self, now_ns: u64) -> Option<LoggedOutput> {
+        if !self.lease_is_valid(now_ns) {
+            return None;
+        }
         self.buffer.poll_release(now_ns)
     }
 
@@ -518,12 +412,10 @@ impl Primary {
     /// Whether the machine must rest: until output left, log was acknowledged, or a backup
     /// is back.
     pub fn wants_stall(&self) -> bool {
-        let waits = match &self.commit {
-            Commit::Degraded { .. } | Commit::Fenced { .. } => true,
-            Commit::Alone => false,
-            _ => self.unacked_bytes() >= self.config.unacked_max_bytes,
-        };
-        waits || self.is_over() || self.buffer.is_full()
+        let hands_over = matches!(&self.ending, Some(Ending { finish: Finish::SwitchedOver { .. }, .. }));
+        let waits = self.commit.fenced || hands_over || self.is_degraded();
+        let unacked = self.unacked_bytes() >= self.config.unacked_max_bytes;
+        waits || unacked || self.is_over() || self.buffer.is_full()
     }
 
     /// How the primacy ended, once it has.
@@ -546,27 +438,59 @@ impl Primary {
         match (&self.finished, &self.ending) {
             (Some(_), _) => "finished",
             (None, Some(_)) => "ending",
-            (None, None) => self.commit.name(),
+            (None, None) => self.commit_name(),
         }
     }
 
-    /// Whether the arbiter's record names a backup that is counted on.
-    pub fn is_protected(&self) -> bool {
-        matches!(self.commit, Commit::Protected { .. })
+    fn commit_name(&self) -> &'static str {
+        let counted = &self.commit.counted;
+        match &self.commit.change {
+            _ if self.commit.fenced => "fenced",
+            Some(change) if change.to.is_empty() => "going alone",
+            // Protected as before while another joins.
+            _ if self.is_protected() => "protected",
+            Some(change) if change.asked => "registering",
+            Some(_) => "syncing",
+            None if counted.is_empty() => "alone",
+            None => "degraded",
+        }
     }
 
-    /// The backup that joined or is joining.
-    pub fn backup(&self) -> Option<BackupStatus> {
-        let peer = self.peer.as_ref()?;
-        Some(BackupStatus {
+    /// Whether the arbiter's record names backups, enough of which are there.
+    pub fn is_protected(&self) -> bool {
+        !self.commit.counted.is_empty() && !self.has_too_few()
+    }
+
+    /// The protection mode that holds, and why.
+    pub fn mode(&self) -> (ProtectionMode, &str) {
+        (self.modes.present, &self.modes.why)
+    }
+
+    /// What was shipped in increments.
+    pub fn increments(&self) -> IncrementCounters {
+        self.epochs.counters
+    }
+
+    /// Until when the arbiter keeps this node's lease for certain; `None` without leases.
+    pub fn lease_until_ns(&self) -> Option<u64> {
+        self.lease_until_ns
+    }
+
+    /// The backups that joined or are joining.
+    pub fn backups(&self) -> Vec<BackupStatus> {
+        let here = self.batcher.position().moment;
+        let status = |peer: &Peer| BackupStatus {
             node: peer.node.clone(),
             connected: peer.connection.is_some(),
             in_step: peer.ready,
             acked_sequence: peer.acked,
             replayed: peer.replayed,
-            unacked_bytes: self.unacked_bytes(),
+            unacked_bytes: peer.unacked_bytes,
             round_trip_ns: peer.round_trip_ns,
-        })
+            registered: self.commit.counted.has(&peer.node, peer.incarnation),
+            lag_ns: here.time_ns.saturating_sub(peer.replayed.time_ns),
+        };
+        self.peers.values().map(status).collect()
     }
 
     /// What the output buffer did and holds.
@@ -583,14 +507,13 @@ impl Primary {
         self.finished.is_some()
     }
 
-    fn is_peer(&self, id: ConnectionId) -> bool {
-        self.peer.as_ref().is_some_and(|peer| peer.connection == Some(id))
+    fn peer_of(&self, id: ConnectionId) -> Option<&Peer> {
+        self.peers.values().find(|peer| peer.connection == Some(id))
     }
 
+    /// Log that may not have been released for want of acknowledgements.
     fn unacked_bytes(&self) -> u64 {
-        self.peer
-            .as_ref()
-            .map_or_else(|| self.tail.bytes_after(self.acked_when_lost()), |peer| peer.unacked_bytes)
+        self.release_limit().map_or(0, |sequence| self.tail.bytes_after(sequence))
     }
 
     fn batch_due_ns(&self) -> Option<u64> {
@@ -605,77 +528,86 @@ impl Primary {
         if self.config.store {
             self.store.push_back(batch.clone());
         }
-        if let Some(peer) = &mut self.peer
-            && peer.phase != Phase::CheckpointAwaited
-            && let Some(connection) = peer.connection.and_then(|id| self.connections.get_mut(&id))
-        {
-            peer.note_sent(batch.sequence, batch.bytes().len() as u64, now_ns);
-            connection.push(Message::Batch(batch.clone()));
+        let ships_log = self.modes.present.ships_log();
+        for peer in self.peers.values_mut() {
+            if ships_log
+                && peer.phase != Phase::CheckpointAwaited
+                && let Some(connection) = peer.connection.and_then(|id| self.connections.get_mut(&id))
+            {
+                peer.note_sent(batch.sequence, batch.bytes().len() as u64, now_ns);
+                connection.push(Message::Batch(batch.clone()));
+            }
         }
-        let keep_after = match self.commit.may_be_registered() {
-            true => self.peer.as_ref().map_or(self.acked_when_lost(), |peer| peer.acked),
-            false => u64::MAX,
-        };
+        let keep_after = self.keep_after();
         self.tail.push(batch, self.config.tail_max_bytes, keep_after);
+        self.commit_acknowledged();
     }
 
-    fn send_heartbeat(&mut self, now_ns: u64) {
-        let required = self.is_protected();
-        let heartbeat = Heartbeat {
-            term: self.term(),
-            after_sequence: self.tail.last_sequence(),
-            sent_ns: now_ns,
-            mark: Some(self.batcher.safe_mark()),
-            released_outputs: self.buffer.released_before(),
-            required,
-        };
-        let Some(peer) = &self.peer else { return };
-        // A mark is for who has every batch before it; a backup that still receives its
-        // checkpoint does not.
-        let mark = heartbeat.mark.filter(|_| peer.phase == Phase::Following);
-        if let Some(connection) = peer.connection.and_then(|id| self.connections.get_mut(&id)) {
-            connection.push(Message::Heartbeat(Heartbeat { mark, ..heartbeat }));
+    fn send_heartbeats(&mut self, now_ns: u64) {
+        let term = self.term();
+        let mark = Some(self.batcher.safe_mark());
+        let replays = self.modes.present == ProtectionMode::Replay;
+        for peer in self.peers.values() {
+            let heartbeat = Heartbeat {
+                term,
+                after_sequence: peer.sent,
+                sent_ns: now_ns,
+                // A mark is for who follows and has every batch before it; a backup that still
+                // receives its checkpoint does not.
+                mark: mark.filter(|_| replays && peer.phase == Phase::Following),
+                released_outputs: self.buffer.released_before(),
+                required: self.commit.counted.has(&peer.node, peer.incarnation),
+            };
+            if let Some(connection) = peer.connection.and_then(|id| self.connections.get_mut(&id)) {
+                connection.push(Message::Heartbeat(heartbeat));
+            }
         }
     }
 
-    fn handle_peer_message(&mut self, message: Message, now_ns: u64) {
-        let Some(peer) = &mut self.peer else { return };
+    fn handle_peer_message(&mut self, id: ConnectionId, message: Message, now_ns: u64) {
+        let Some(peer) = self.peers.values_mut().find(|peer| peer.connection == Some(id)) else { return };
+        let node = peer.node.clone();
         match message {
             Message::HeartbeatReply(reply) => {
                 peer.detector.heartbeat(now_ns);
                 peer.replayed = reply.replayed;
                 peer.round_trip_ns = Some(now_ns.saturating_sub(reply.echo_ns));
                 let HeartbeatReply { term, held, .. } = reply;
-                self.handle_held(term, held, now_ns);
+                self.handle_held(&node, term, held, now_ns);
             }
-            Message::Ack(Ack { term, sequence, .. }) => {
+            Message::Ack(Ack { term, sequence, durable }) => {
                 peer.detector.alive(now_ns);
-                self.handle_held(term, sequence, now_ns);
+                peer.durable |= durable;
+                self.handle_held(&node, term, sequence, now_ns);
             }
             Message::Ready(ready) => {
                 peer.detector.alive(now_ns);
-                self.handle_held(ready.term, ready.sequence, now_ns);
-                self.handle_ready();
+                // It holds that, but perhaps not on its disk.
+                if self.config.durability == Durability::Memory {
+                    self.handle_held(&node, ready.term, ready.sequence, now_ns);
+                }
+                self.handle_ready(&node, ready.sequence);
             }
-            Message::Divergence(report) => self.handle_divergence(report, now_ns),
+            Message::DiskHashes(hashes) => self.handle_disk_hashes(&node, hashes),
+            Message::Donor(donor) => self.handle_donor(&node, donor),
+            Message::Want(want) => self.handle_want(id, &node, &want),
+            Message::Divergence(report) => self.handle_divergence(&node, report, now_ns),
             Message::Goodbye(goodbye) => {
                 let text = format!("it left: {}", goodbye.text);
-                self.lose_peer(&text, now_ns);
+                self.lose_peer(&node, &text, now_ns);
             }
             other => {
                 let text = format!("a {:?}, which only a primary sends", other.kind());
-                if let Some(id) = peer.connection {
-                    self.protocol_error(id, &text);
-                }
-                self.lose_peer("it broke the protocol", now_ns);
+                self.protocol_error(id, &text);
+                self.lose_peer(&node, "it broke the protocol", now_ns);
             }
         }
     }
 
     /// The backup holds every batch up to `sequence`.
-    fn handle_held(&mut self, term: u64, sequence: u64, now_ns: u64) {
+    fn handle_held(&mut self, node: &str, term: u64, sequence: u64, now_ns: u64) {
         let own_term = self.term();
-        let Some(peer) = &mut self.peer else { return };
+        let Some(peer) = self.peers.get_mut(node) else { return };
         if term != own_term || sequence > peer.sent {
             let sent = peer.sent;
             let text = format!(
@@ -684,18 +616,28 @@ impl Primary {
             if let Some(id) = peer.connection {
                 self.protocol_error(id, &text);
             }
-            return self.lose_peer("it broke the protocol", now_ns);
+            return self.lose_peer(node, "it broke the protocol", now_ns);
+        }
+        if self.config.durability == Durability::Disk && !peer.durable {
+            // It is told nothing: it is alive, and holds what it holds in memory only.
+            return;
         }
         peer.note_acked(sequence, now_ns);
+        let (incarnation, acked) = (peer.incarnation, peer.acked);
+        if let Some(bytes_per_s) = self.epochs.pacer.note_acked(acked, now_ns) {
+            self.requests.push_back(MachineRequest::LinkRate { bytes_per_s });
+        }
+        self.commit.counted.note_acked(node, incarnation, acked);
+        if let Some(change) = &mut self.commit.change {
+            change.to.note_acked(node, incarnation, acked);
+        }
         self.commit_acknowledged();
     }
 
-    fn handle_divergence(&mut self, report: Divergence, now_ns: u64) {
-        if let Some(peer) = &self.peer {
-            let node = peer.node.clone();
-            self.events.push_back(PrimaryEvent::Diverged { node, report });
-        }
-        self.lose_peer("its state diverged", now_ns);
+    fn handle_divergence(&mut self, node: &str, report: Divergence, now_ns: u64) {
+        self.events.push_back(PrimaryEvent::Diverged { node: node.to_owned(), report });
+        self.modes.auto.note_divergence(node);
+        self.lose_peer(node, "its state diverged", now_ns);
     }
 
     /// Ends a connection that says what it must not.
@@ -719,22 +661,34 @@ impl Primary {
         }
     }
 
-    /// Looks whether the backup is alive and fast enough.
-    fn judge_peer(&mut self, now_ns: u64) {
-        let Some(peer) = &mut self.peer else { return };
+    /// Looks whether the backups are alive and fast enough.
+    fn judge_peers(&mut self, now_ns: u64) {
+        let nodes: Vec<String> = self.peers.keys().cloned().collect();
+        for node in nodes {
+            if let Some(reason) = self.judge_peer(&node, now_ns) {
+                self.lose_peer(&node, &reason, now_ns);
+            }
+        }
+    }
+
+    /// Why this backup is to be given up, if it is.
+    fn judge_peer(&mut self, node: &str, now_ns: u64) -> Option<String> {
+        let peer = self.peers.get_mut(node)?;
         if !peer.ready {
             // Its replies wait behind a checkpoint that a thin link takes long to carry.
             if now_ns >= peer.detector.heard_ns().saturating_add(JOIN_SILENCE_NS) {
-                self.lose_peer("it was silent while it joined", now_ns);
+                return Some("it was silent while it joined".to_owned());
             }
         } else if let Some(suspicion) = peer.detector.poll_suspicion(now_ns) {
-            return self.lose_peer(&suspicion.to_string(), now_ns);
+            return Some(suspicion.to_string());
         }
-        let Some(peer) = &self.peer else { return };
+        let connection = peer.connection.and_then(|id| self.connections.get(&id));
+        if peer.ready && connection.is_some_and(|connection| connection.bulk_bytes() > 0) {
+            // What it is to acknowledge has not left yet.
+            peer.unacked_since_ns = peer.unacked_since_ns.and(Some(now_ns));
+        }
         let waited_ns = peer.unacked_since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
-        if waited_ns >= self.config.unacked_max_ns {
-            self.lose_peer("it acknowledges nothing", now_ns);
-        }
+        (waited_ns >= self.config.unacked_max_ns).then(|| "it acknowledges nothing".to_owned())
     }
 
     fn drop_silent_connections(&mut self, now_ns: u64) {
@@ -744,28 +698,4 @@ impl Primary {
             }
         }
     }
-}
-
-/// The backup as its primary sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackupStatus {
-    /// Its name.
-    pub node: String,
-    /// Whether there is a connection now.
-    pub connected: bool,
-    /// Whether it said that it is in step.
-    pub in_step: bool,
-    /// Every batch up to this one is held by it.
-    pub acked_sequence: u64,
-    /// How far its machine has come.
-    pub replayed: Moment,
-    /// Bytes of log that it has not acknowledged.
-    pub unacked_bytes: u64,
-    /// Time from a heartbeat to its reply.
-    pub round_trip_ns: Option<u64>,
-}
-
-/// A new detector for a backup that has just been heard.
-fn listen(config: &CoreConfig, now_ns: u64) -> Detector {
-    Detector::new(config.detector, now_ns)
 }

@@ -3,7 +3,11 @@
 use std::collections::VecDeque;
 
 use link::detector::Detector;
-use log_format::{Message, Moment};
+use log_format::{Message, Moment, Output};
+
+use super::counted::Member;
+
+use super::resync::Resync;
 
 /// Number that the driver gives to a connection. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +92,15 @@ fn bulk_bytes(message: &Message) -> Option<u64> {
             let blocks = part.blocks.iter().map(|block| block.data.len());
             pages.chain(blocks).map(|bytes| bytes + 16).sum()
         }
-        Message::CheckpointEnd(_) => 0,
+        Message::IncrementHead(start) => {
+            let held = start.held.iter().map(|logged| match &logged.output {
+                Output::Frame { frame: bytes, .. } | Output::Console(bytes) => bytes.len(),
+            });
+            start.head.state.len() + held.sum::<usize>()
+        }
+        Message::IncrementPart(part) => part.packed_bytes() + 16 * (part.pages.len() + part.blocks.len()),
+        Message::Offer(offer) => 24 * (offer.pages.len() + offer.blocks.len()),
+        Message::CheckpointEnd(_) | Message::IncrementEnd(_) => 0,
         _ => return None,
     };
     Some((bytes + SMALL_BYTES) as u64)
@@ -98,17 +110,28 @@ fn bulk_bytes(message: &Message) -> Option<u64> {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) node: String,
+    /// Which join of all this is.
+    pub(super) incarnation: u64,
     /// `None` while it has a moment to come back.
     pub(super) connection: Option<ConnectionId>,
     /// The format version agreed on.
     pub(super) version: u8,
     pub(super) phase: Phase,
+    /// What it need not get of its checkpoint.
+    pub(super) resync: Resync,
     /// Every batch up to this one is held by it.
     pub(super) acked: u64,
     /// Number of the last batch queued for it.
     pub(super) sent: u64,
+    /// What it acknowledges is on its disk.
+    pub(super) durable: bool,
     /// It said Ready since it joined.
     pub(super) ready: bool,
+    /// Number of batches up to the state at which it stands, or will when all that was sent to it
+    /// has come; `None` while it follows by replay.
+    pub(super) stands: Option<u64>,
+    /// Number of batches up to the last state that it said to have whole.
+    pub(super) stood: u64,
     pub(super) detector: Detector,
     pub(super) replayed: Moment,
     pub(super) round_trip_ns: Option<u64>,
@@ -120,9 +143,44 @@ pub(super) struct Peer {
 }
 
 impl Peer {
+    /// A backup that has just been heard.
+    pub(super) fn new(
+        node: &str,
+        connection: ConnectionId,
+        version: u8,
+        incarnation: u64,
+        detector: Detector,
+    ) -> Self {
+        Peer {
+            node: node.to_owned(),
+            incarnation,
+            connection: Some(connection),
+            version,
+            phase: Phase::Following,
+            resync: Resync::new(version),
+            acked: 0,
+            sent: 0,
+            durable: false,
+            ready: false,
+            stands: None,
+            stood: 0,
+            detector,
+            replayed: Moment::BOOT,
+            round_trip_ns: None,
+            unacked_since_ns: None,
+            unacked: VecDeque::new(),
+            unacked_bytes: 0,
+        }
+    }
+
+    /// As it is counted on.
+    pub(super) fn as_member(&self) -> Member {
+        Member { incarnation: self.incarnation, acked: self.acked }
+    }
+
     /// A batch was queued for it.
     pub(super) fn note_sent(&mut self, sequence: u64, bytes: u64, now_ns: u64) {
-        self.sent = sequence;
+        self.sent = self.sent.max(sequence);
         self.unacked.push_back((sequence, bytes));
         self.unacked_bytes += bytes;
         self.unacked_since_ns.get_or_insert(now_ns);
@@ -159,7 +217,6 @@ pub(super) enum Phase {
     CheckpointAwaited,
     /// Pages are being shipped, and the log beside them.
     Checkpoint {
-        parts: u64,
         /// The machine was asked for pages.
         asked: bool,
     },

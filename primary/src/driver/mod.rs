@@ -13,6 +13,8 @@
 //! input over and carries out what the core answers. So an output goes from the machine to the
 //! link, and from the acknowledgement to the port, without waking a thread in between.
 
+mod encoder;
+mod images;
 mod shared;
 mod status;
 mod vcpu_thread;
@@ -22,22 +24,25 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use link::arbiter::Arbiter;
 use link::clock::monotonic_ns;
-use link::transport::{Connection, Listener};
-use log_format::Event;
+use link::transport::{Connection, Listener, Reservation, TransportError};
+use log_format::{Event, Message};
 use machine::{Handover, Machine};
 use netbuf::announce::AddressLearner;
-use netbuf::port::PortHandle;
+use netbuf::port::{PortHandle, PortSender};
 use store::LogWriter;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
-use crate::core::{ConnectionId, CoreConfig, Finish, Operator, Primary, PrimaryEvent};
+use crate::core::{ConnectionId, CoreConfig, Durability, Finish, Operator, Primary, PrimaryEvent};
 use crate::recorder::{Recorder, RecorderConfig};
 use crate::snapshot::SnapshotOrder;
 use crate::vcpu::Vcpu;
+pub use images::ImageServer;
 use shared::Shared;
-pub use status::PrimaryStatus;
+pub use status::{BackupView, PrimaryStatus};
 use vcpu_thread::ToVcpu;
 
 /// What a primary is connected to.
@@ -46,8 +51,9 @@ pub struct DriverConfig {
     pub core: CoreConfig,
     /// How the machine's time is cut.
     pub recorder: RecorderConfig,
-    /// Where backups are waited for; `None` for a machine that is never protected.
-    pub listener: Option<Listener>,
+    /// Where backups are waited for, once the machine executes; `None` for a machine that is never
+    /// protected.
+    pub listener: Option<Reservation>,
     /// Who decides.
     pub arbiter: Arc<dyn Arbiter>,
     /// The network ports, in the machine's order. They go live here.
@@ -62,6 +68,8 @@ pub struct DriverConfig {
     pub diverged: Option<PathBuf>,
     /// Injected before anything else: entropy and the wall clock.
     pub first_inputs: Vec<Event>,
+    /// The disks' base images, for nodes that have none; `None` where nobody gets them.
+    pub images: Option<Arc<dyn ImageServer>>,
 }
 
 /// What a running primary can be told.
@@ -85,6 +93,18 @@ pub struct Controls {
     pub status: watch::Sender<PrimaryStatus>,
     /// What happened, with the host's monotonic nanoseconds.
     pub events: mpsc::UnboundedSender<(u64, PrimaryEvent)>,
+}
+
+/// A primacy that ended, with what it had and another role of the same process can use.
+pub struct Ended<M> {
+    /// How it ended.
+    pub finish: Finish,
+    /// The machine, as it stands.
+    pub machine: M,
+    /// Where backups were waited for.
+    pub listener: Option<Listener>,
+    /// The network ports, which are quiet now.
+    pub ports: Vec<PortHandle>,
 }
 
 /// Why a primary cannot go on.
@@ -124,7 +144,7 @@ pub async fn run<M: Machine + 'static>(
     handover: Handover<M>,
     config: DriverConfig,
     controls: Controls,
-) -> Result<Finish, DriverError> {
+) -> Result<Ended<M>, DriverError> {
     let Handover { machine, start } = handover;
     let now_ns = monotonic_ns();
     let is_takeover = start.clock_offset_ns.is_some();
@@ -135,7 +155,9 @@ pub async fn run<M: Machine + 'static>(
         None => Recorder::new(machine, config.recorder, start.events_before, now_ns),
     };
     let term = start.from.term;
+    let node = config.core.node.clone();
     let core = CoreConfig { store: config.store.is_some(), ..config.core };
+    let durable = core.durability == Durability::Disk;
     let primary = Primary::new(core, start, now_ns);
 
     let (mut senders, mut receivers) = (Vec::new(), Vec::new());
@@ -149,50 +171,104 @@ pub async fn run<M: Machine + 'static>(
     let (to_vcpu, from_driver) = std::sync::mpsc::channel();
     let shared = Shared::start(shared::Parts {
         primary,
-        ports: senders,
+        ports: senders.clone(),
         learners: config.learners,
         console: config.console,
+        durable,
         store: config.store,
         arbiter: config.arbiter,
         diverged: config.diverged,
         to_vcpu: to_vcpu.clone(),
         events: controls.events,
     })?;
+    shared.lease(term, &node);
     if is_takeover {
         announce(&shared);
     }
-    for (number, mut frames) in (0..).zip(receivers) {
-        let to_vcpu = to_vcpu.clone();
-        tokio::spawn(async move {
-            while let Some(frame) = frames.recv().await {
-                if to_vcpu.send(ToVcpu::Input(Event::NetworkIn { port: number, frame })).is_err() {
-                    break;
-                }
-            }
-        });
-    }
+    let carriers = Carriers::start(senders, receivers, &to_vcpu);
     config.first_inputs.into_iter().for_each(|event| shared.to_vcpu(ToVcpu::Input(event)));
     let vcpu = vcpu_thread::start(Vcpu::new(recorder), from_driver, Arc::clone(&shared))?;
     shared.with(|_, _| {});
 
-    let ended = serve(&shared, config.listener, controls.commands, &controls.status).await;
+    let mut listener = config.listener.and_then(|reservation| {
+        // The term is taken: better unprotected than not at all.
+        reservation.listen().inspect_err(|error| tracing::error!("{error}; no backup can join")).ok()
+    });
+    let ended = serve(&shared, &mut listener, controls.commands, &controls.status, &config.images).await;
     shared.to_vcpu(ToVcpu::Stop);
     let vcpu_ended = tokio::task::spawn_blocking(move || vcpu.join()).await;
     shared.close_connections().await;
     controls.status.send_replace(shared.status());
+    let ports = carriers.end().await;
+    let leased = Arc::clone(&shared);
+    let lease_ended = tokio::task::spawn_blocking(move || leased.end_lease()).await;
+    drop(lease_ended);
     shared.finish_store()?;
-    match (ended, vcpu_ended) {
-        (Ok(_), Ok(Err(_)) | Err(_)) => Err(DriverError::Vcpu),
-        (ended, _) => ended,
+    let finish = ended?;
+    let vcpu = vcpu_ended.ok().and_then(Result::ok).ok_or(DriverError::Vcpu)?;
+    Ok(Ended { finish, machine: vcpu.into_machine(), listener, ports })
+}
+
+/// The tasks that carry frames from the ports to the machine.
+struct Carriers {
+    senders: Vec<PortSender>,
+    tasks: Vec<JoinHandle<mpsc::Receiver<Bytes>>>,
+    /// The tasks end when this is dropped.
+    alive: watch::Sender<()>,
+}
+
+impl Carriers {
+    fn start(
+        senders: Vec<PortSender>,
+        receivers: Vec<mpsc::Receiver<Bytes>>,
+        to_vcpu: &std::sync::mpsc::Sender<ToVcpu>,
+    ) -> Carriers {
+        let alive = watch::Sender::new(());
+        let start = |(port, frames)| tokio::spawn(carry(port, frames, to_vcpu.clone(), alive.subscribe()));
+        let tasks = (0..).zip(receivers).map(start).collect();
+        Carriers { senders, tasks, alive }
+    }
+
+    /// Makes the ports quiet, and gives them back.
+    async fn end(self) -> Vec<PortHandle> {
+        let Carriers { senders, tasks, alive } = self;
+        drop(alive);
+        let mut ports = Vec::new();
+        for (sender, task) in senders.into_iter().zip(tasks) {
+            // Only going live can fail.
+            let _ = sender.set_live(false);
+            ports.extend(task.await.ok().map(|frames| PortHandle::join(sender, frames)));
+        }
+        ports
+    }
+}
+
+/// Carries frames to the machine as long as it is there and `alive` is.
+async fn carry(
+    port: u8,
+    mut frames: mpsc::Receiver<Bytes>,
+    to_vcpu: std::sync::mpsc::Sender<ToVcpu>,
+    mut alive: watch::Receiver<()>,
+) -> mpsc::Receiver<Bytes> {
+    loop {
+        let frame = tokio::select! {
+            frame = frames.recv() => frame,
+            _ = alive.changed() => None,
+        };
+        let Some(frame) = frame else { return frames };
+        if to_vcpu.send(ToVcpu::Input(Event::NetworkIn { port, frame })).is_err() {
+            return frames;
+        }
     }
 }
 
 /// Takes connections, commands and the time to the core until it is finished.
 async fn serve(
     shared: &Arc<Shared>,
-    mut listener: Option<Listener>,
+    listener: &mut Option<Listener>,
     mut commands: mpsc::Receiver<Command>,
     status: &watch::Sender<PrimaryStatus>,
+    images: &Option<Arc<dyn ImageServer>>,
 ) -> Result<Finish, DriverError> {
     let (mut next_connection, mut warn_from_ns) = (0, 0);
     let mut status_due = tokio::time::interval(STATUS_INTERVAL);
@@ -206,11 +282,12 @@ async fn serve(
             return Ok(finish);
         }
         tokio::select! {
-            accepted = accept(&mut listener) => match accepted {
+            accepted = accept(listener) => match accepted {
                 Ok(connection) => {
                     next_connection += 1;
-                    attach(shared, ConnectionId(next_connection), connection);
+                    attach(shared, ConnectionId(next_connection), connection, images);
                 }
+                Err(error @ TransportError::LeftSilently { .. }) => tracing::debug!("{error}"),
                 // A host with a wrong key tries again and again: it is not worth a line each time.
                 Err(error) if monotonic_ns() >= warn_from_ns => {
                     tracing::warn!("{error}");
@@ -248,14 +325,28 @@ async fn accept(listener: &mut Option<Listener>) -> Result<Connection, link::tra
     }
 }
 
-fn attach(shared: &Arc<Shared>, id: ConnectionId, connection: Connection) {
+fn attach(
+    shared: &Arc<Shared>,
+    id: ConnectionId,
+    connection: Connection,
+    images: &Option<Arc<dyn ImageServer>>,
+) {
     let Connection { peer, sender, mut receiver } = connection;
     shared.add_connection(id, sender);
     shared.with(|primary, now_ns| primary.handle_connected(id, peer.node, now_ns));
-    let shared = Arc::clone(shared);
+    let (shared, images) = (Arc::clone(shared), images.clone());
     tokio::spawn(async move {
         loop {
             match receiver.receive().await {
+                Ok(Some(Message::ImageRequest(request))) => {
+                    // Whoever asks for images is no backup yet.
+                    let sender = shared.remove_connection(id);
+                    shared.with(|primary, now_ns| primary.handle_closed(id, now_ns));
+                    if let (Some(sender), Some(images)) = (sender, images) {
+                        images::serve(images, sender, receiver, request).await;
+                    }
+                    return;
+                }
                 Ok(Some(message)) => {
                     shared.with(|primary, now_ns| primary.handle_message(id, message, now_ns));
                 }

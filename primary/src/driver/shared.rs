@@ -9,20 +9,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use link::alarm::Alarm;
-use link::arbiter::Arbiter;
+use link::arbiter::{Arbiter, Guard, GuardNews};
 use link::arbitration::{Step as ArbiterStep, arbitrate};
 use link::clock::monotonic_ns;
 use link::transport::Sender;
-use log_format::{LoggedOutput, Output};
+use log_format::{LoggedOutput, Output, Position};
 use netbuf::announce::AddressLearner;
 use netbuf::port::PortSender;
-use store::{BackgroundLog, LogWriter, StoreError};
+use store::{BackgroundLog, Durability, LogWriter, StoreError};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::DriverError;
 use super::status::{BackupView, PrimaryStatus};
 use super::vcpu_thread::ToVcpu;
-use crate::core::{ConnectionId, Finish, Primary, PrimaryEvent};
+use crate::core::{BackupStatus, ConnectionId, Finish, Primary, PrimaryEvent};
 
 /// What [`Shared`] is made of.
 pub struct Parts {
@@ -31,6 +31,8 @@ pub struct Parts {
     pub learners: Vec<AddressLearner>,
     pub console: Box<dyn Write + Send>,
     pub store: Option<LogWriter>,
+    /// Whether output waits until the log is on disk.
+    pub durable: bool,
     pub arbiter: Arc<dyn Arbiter>,
     pub diverged: Option<PathBuf>,
     pub to_vcpu: mpsc::Sender<ToVcpu>,
@@ -56,10 +58,19 @@ struct Inner {
     events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
     diverged: Option<PathBuf>,
     connections: BTreeMap<ConnectionId, Sender>,
+    /// Bytes that went over connections that are no more.
+    gone_sent_bytes: u64,
     braked: bool,
     /// Something could not be sent for want of room: try again soon.
     crowded: bool,
+    /// The log on disk must catch up first: look again soon.
+    log_is_behind: bool,
+    log_trouble_told: bool,
     failure: Option<DriverError>,
+    /// The lease on this term, where the arbiter gives leases.
+    guard: Option<Box<dyn Guard>>,
+    /// What the core was told of it last.
+    lease_told_ns: Option<u64>,
     checkpoint_pause_ns: Option<u64>,
 }
 
@@ -71,6 +82,11 @@ const LOG_LANE_BYTES: usize = 4 << 20;
 const BULK_LANE_BYTES: usize = 512 << 10;
 /// How soon sending is tried again when a lane was full.
 const CROWDED_RETRY_NS: u64 = 1_000_000;
+/// How soon a log on disk that was behind is looked at again.
+const LOG_RETRY_NS: u64 = 20_000_000;
+/// The core is not told of a lease's end that moved by less, as it does with each reading of
+/// two clocks. A thousandth part of the margin for their rates in the shortest lease, and less.
+const LEASE_GRAIN_NS: u64 = 20_000;
 /// How long a goodbye may take to leave.
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
@@ -88,28 +104,52 @@ impl Shared {
                 }
             })
             .map_err(DriverError::Thread)?;
-        let log = parts.store.map(BackgroundLog::start).transpose().map_err(DriverError::Thread)?;
         let inner = Inner {
             primary: parts.primary,
             ports: parts.ports,
             learners: parts.learners,
             console,
-            log,
+            log: None,
             to_vcpu: parts.to_vcpu,
             events: parts.events,
             diverged: parts.diverged,
             connections: BTreeMap::new(),
+            gone_sent_bytes: 0,
             braked: false,
             crowded: false,
+            log_is_behind: false,
+            log_trouble_told: false,
             failure: None,
+            guard: None,
+            lease_told_ns: None,
             checkpoint_pause_ns: None,
         };
-        Ok(Arc::new(Shared {
+        let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
             runtime: tokio::runtime::Handle::current(),
             arbiter: parts.arbiter,
             alarm: Alarm::new(),
-        }))
+        });
+        if let Some(writer) = parts.store {
+            let log = shared.start_log(writer, parts.durable).map_err(DriverError::Thread)?;
+            shared.lock().log = Some(log);
+        }
+        Ok(shared)
+    }
+
+    /// Starts the log's thread, which tells the core what is on disk where output waits for that.
+    fn start_log(self: &Arc<Self>, writer: LogWriter, durable: bool) -> std::io::Result<BackgroundLog> {
+        let durability = match durable {
+            false => Durability::Written,
+            true => {
+                let shared = Arc::downgrade(self);
+                Durability::Synced(Box::new(move |end: Position| {
+                    let Some(shared) = shared.upgrade() else { return };
+                    shared.with(|primary, now_ns| primary.handle_stored(end.term, end.sequence, now_ns));
+                }))
+            }
+        };
+        BackgroundLog::start(Some(writer), durability)
     }
 
     /// Hands the core an input, and carries out all that it then wants.
@@ -117,6 +157,7 @@ impl Shared {
         let mut inner = self.lock();
         let now_ns = monotonic_ns();
         input(&mut inner.primary, now_ns);
+        inner.judge_lease(now_ns);
         while let Some(step) = inner.carry_out(now_ns) {
             self.ask_arbiter(step);
         }
@@ -131,14 +172,51 @@ impl Shared {
         self.alarm.wait(|| self.lock().due_ns(monotonic_ns())).await;
     }
 
+    /// Has the term leased, where the arbiter does that: nothing leaves before it is.
+    pub fn lease(self: &Arc<Self>, term: u64, node: &str) {
+        let shared = Arc::downgrade(self);
+        let question = format!("renew the lease of {node} in term {term}");
+        let tell = move |news| {
+            if let Some(shared) = shared.upgrade() {
+                shared.take_lease_news(news, &question);
+            }
+        };
+        let guard = self.arbiter.guard(term, node, Box::new(tell));
+        self.lock().guard = guard;
+        self.with(|_, _| {});
+    }
+
+    fn take_lease_news(self: &Arc<Self>, news: GuardNews, question: &str) {
+        match news {
+            // Each call of `with` looks at the lease itself.
+            GuardNews::Lease { .. } => self.with(|_, _| {}),
+            GuardNews::Record(record) => {
+                self.with(|primary, now_ns| primary.handle_record(&record, now_ns));
+            }
+            GuardNews::NotRenewed { text } => {
+                tracing::warn!("{text}");
+                let event = PrimaryEvent::ArbiterUnreachable { step: question.to_owned(), text };
+                let _ = self.lock().events.send((monotonic_ns(), event));
+            }
+        }
+    }
+
+    /// Gives the lease back: nothing leaves any more.
+    pub fn end_lease(&self) {
+        let guard = self.lock().guard.take();
+        if let Some(guard) = guard {
+            guard.release();
+        }
+    }
+
     /// Takes a connection for what the core sends on it.
     pub fn add_connection(&self, id: ConnectionId, sender: Sender) {
         self.lock().connections.insert(id, sender);
     }
 
     /// Forgets a connection that ended.
-    pub fn remove_connection(&self, id: ConnectionId) {
-        self.lock().connections.remove(&id);
+    pub fn remove_connection(&self, id: ConnectionId) -> Option<Sender> {
+        self.lock().drop_connection(id)
     }
 
     /// Tells the machine's thread something.
@@ -186,7 +264,15 @@ impl Shared {
 
     /// What there is to show.
     pub fn status(&self) -> PrimaryStatus {
-        self.lock().status()
+        let mut inner = self.lock();
+        let status = inner.status();
+        let known = std::mem::replace(&mut inner.log_trouble_told, status.log_trouble.is_some());
+        drop(inner);
+        match &status.log_trouble {
+            Some(trouble) if !known => tracing::error!("{trouble}; no output leaves until then"),
+            _ => {}
+        }
+        status
     }
 
     fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
@@ -205,6 +291,16 @@ impl Shared {
 }
 
 impl Inner {
+    /// Tells the core how long the lease is good, before it lets anything go.
+    fn judge_lease(&mut self, now_ns: u64) {
+        let Some(guard) = &self.guard else { return };
+        let until_ns = guard.valid_until_ns();
+        if self.lease_told_ns.is_none_or(|told_ns| told_ns.abs_diff(until_ns) > LEASE_GRAIN_NS) {
+            self.lease_told_ns = Some(until_ns);
+            self.primary.handle_lease(until_ns, now_ns);
+        }
+    }
+
     /// Carries out what the core wants, up to a question for the arbiter.
     fn carry_out(&mut self, now_ns: u64) -> Option<ArbiterStep> {
         while let Some(output) = self.primary.poll_release(now_ns) {
@@ -213,7 +309,7 @@ impl Inner {
         self.transmit();
         while let Some(id) = self.primary.poll_close() {
             // The last sender that goes closes the connection once all is sent.
-            self.connections.remove(&id);
+            self.drop_connection(id);
         }
         while let Some(request) = self.primary.poll_machine_request() {
             // Without the machine's thread the primacy is at its end.
@@ -234,7 +330,9 @@ impl Inner {
             }
             let _ = self.events.send((now_ns, event));
         }
-        let braked = self.primary.wants_stall();
+        // A log that cannot keep up holds the guest, never the core.
+        self.log_is_behind = self.log.as_ref().is_some_and(BackgroundLog::is_behind);
+        let braked = self.primary.wants_stall() || self.log_is_behind;
         if std::mem::replace(&mut self.braked, braked) != braked {
             let _ = self.to_vcpu.send(ToVcpu::Brake(braked));
         }
@@ -286,7 +384,8 @@ impl Inner {
 
     fn due_ns(&self, now_ns: u64) -> u64 {
         let retry_ns = self.crowded.then(|| now_ns.saturating_add(CROWDED_RETRY_NS));
-        self.primary.poll_timeout().into_iter().chain(retry_ns).min().unwrap_or(u64::MAX)
+        let log_ns = self.log_is_behind.then(|| now_ns.saturating_add(LOG_RETRY_NS));
+        self.primary.poll_timeout().into_iter().chain(retry_ns).chain(log_ns).min().unwrap_or(u64::MAX)
     }
 
     fn status(&self) -> PrimaryStatus {
@@ -294,6 +393,9 @@ impl Inner {
         let (position, _) = primary.position();
         let (batches_sealed, log_bytes) = primary.log_written();
         let buffer = primary.buffer_statistics();
+        let (mode, why) = primary.mode();
+        let increments = primary.increments();
+        let backups: Vec<BackupView> = primary.backups().into_iter().map(view).collect();
         PrimaryStatus {
             state: primary.state_name().to_owned(),
             protected: primary.is_protected(),
@@ -307,16 +409,46 @@ impl Inner {
             released_outputs: buffer.released_outputs,
             held_p50_us: buffer.delay.percentile_ns(50.0) / 1000,
             held_p99_us: buffer.delay.percentile_ns(99.0) / 1000,
+            lease_left_ms: self
+                .guard
+                .as_ref()
+                .map(|guard| guard.valid_until_ns().saturating_sub(monotonic_ns()) / 1_000_000),
             checkpoint_pause_us: self.checkpoint_pause_ns.map(|pause_ns| pause_ns / 1000),
-            backup: primary.backup().map(|backup| BackupView {
-                node: backup.node,
-                connected: backup.connected,
-                in_step: backup.in_step,
-                acked_sequence: backup.acked_sequence,
-                replayed_icount: backup.replayed.icount,
-                unacked_bytes: backup.unacked_bytes,
-                round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
-            }),
+            mode: mode.name().to_owned(),
+            mode_why: why.to_owned(),
+            increments: increments.increments,
+            increment_bytes: increments.packed_bytes,
+            sent_bytes: self.sent_bytes(),
+            log_waiting_bytes: self.log.as_ref().map(BackgroundLog::waiting_bytes),
+            log_trouble: self.log.as_ref().and_then(BackgroundLog::trouble),
+            backup: backups.first().cloned(),
+            backups,
         }
+    }
+
+    /// Forgets a connection, but not what went over it.
+    fn drop_connection(&mut self, id: ConnectionId) -> Option<Sender> {
+        let sender = self.connections.remove(&id)?;
+        self.gone_sent_bytes += sender.counters().sent_bytes;
+        Some(sender)
+    }
+
+    fn sent_bytes(&self) -> u64 {
+        let present: u64 = self.connections.values().map(|sender| sender.counters().sent_bytes).sum();
+        self.gone_sent_bytes + present
+    }
+}
+
+fn view(backup: BackupStatus) -> BackupView {
+    BackupView {
+        node: backup.node,
+        connected: backup.connected,
+        in_step: backup.in_step,
+        registered: backup.registered,
+        acked_sequence: backup.acked_sequence,
+        replayed_icount: backup.replayed.icount,
+        lag_ms: backup.lag_ns / 1_000_000,
+        unacked_bytes: backup.unacked_bytes,
+        round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
     }
 }

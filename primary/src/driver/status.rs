@@ -29,10 +29,29 @@ pub struct PrimaryStatus {
     pub held_p50_us: u64,
     /// How long outputs were held: 99th percentile, in microseconds.
     pub held_p99_us: u64,
+    /// How long the lease of this term is provably good, in milliseconds: at 0 nothing leaves.
+    /// None where the arbiter gives no leases.
+    pub lease_left_ms: Option<u64>,
     /// Guest pause of the last checkpoint, in microseconds.
     pub checkpoint_pause_us: Option<u64>,
-    /// The backup that joined or is joining.
+    /// The protection mode: replay, hybrid or checkpoint.
+    pub mode: String,
+    /// Why it is this one.
+    pub mode_why: String,
+    /// Increments shipped in this primacy.
+    pub increments: u64,
+    /// Their bytes.
+    pub increment_bytes: u64,
+    /// Bytes sent to backups in this primacy, on all connections.
+    pub sent_bytes: u64,
+    /// Bytes that wait for the disk under this side's own log; `None` without one.
+    pub log_waiting_bytes: Option<u64>,
+    /// Why this side's own log cannot be written at present.
+    pub log_trouble: Option<String>,
+    /// The first of `backups`.
     pub backup: Option<BackupView>,
+    /// The backups that joined or are joining.
+    pub backups: Vec<BackupView>,
 }
 
 /// The backup, as the primary sees it.
@@ -44,10 +63,15 @@ pub struct BackupView {
     pub connected: bool,
     /// Whether it is in step.
     pub in_step: bool,
+    /// Whether the arbiter's record names it, so that it is counted on.
+    pub registered: bool,
     /// Batches that it acknowledged, since boot.
     pub acked_sequence: u64,
     /// Instructions that it replayed, since boot.
     pub replayed_icount: u64,
+    /// Guest time by which it is behind; where it stands at a checkpoint, by which a takeover would
+    /// have to replay. In milliseconds.
+    pub lag_ms: u64,
     /// Bytes of log that it has not acknowledged.
     pub unacked_bytes: u64,
     /// Time from a heartbeat to its reply, in microseconds.

@@ -11,13 +11,14 @@ use log_format::Event;
 use machine::Machine;
 
 use super::DriverError;
+use super::encoder::EncoderThread;
 use super::shared::Shared;
 use crate::core::MachineRequest;
 use crate::recorder::Step;
 use crate::snapshot::{Advance, SnapshotOrder};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Told, Vcpu};
 
-/// A snapshot's taker that is behind gets this long to catch up.
+/// A snapshot's taker, or the encoder, that is behind gets this long to catch up.
 const TAKER_BEHIND_NS: u64 = 500_000;
 
 /// What the machine's thread is told.
@@ -39,32 +40,42 @@ pub enum ToVcpu {
     Stop,
 }
 
-/// Runs the machine until it is told to stop.
+/// Runs the machine until it is told to stop, and gives it back.
 pub fn start<M: Machine + 'static>(
     vcpu: Vcpu<M>,
     commands: Receiver<ToVcpu>,
     shared: Arc<Shared>,
-) -> Result<JoinHandle<()>, DriverError> {
+) -> Result<JoinHandle<Vcpu<M>>, DriverError> {
+    let encoder = EncoderThread::start(Arc::clone(&shared))?;
     let thread = std::thread::Builder::new().name("vcpu".into());
-    thread.spawn(move || run(vcpu, &commands, &shared)).map_err(DriverError::Thread)
+    thread.spawn(move || run(vcpu, &commands, &shared, encoder)).map_err(DriverError::Thread)
 }
 
-fn run<M: Machine>(mut vcpu: Vcpu<M>, commands: &Receiver<ToVcpu>, shared: &Arc<Shared>) {
+fn run<M: Machine>(
+    mut vcpu: Vcpu<M>,
+    commands: &Receiver<ToVcpu>,
+    shared: &Arc<Shared>,
+    mut encoder: EncoderThread,
+) -> Vcpu<M> {
     loop {
         while let Ok(command) = commands.try_recv() {
             if !obey(&mut vcpu, command, shared) {
-                return stop(vcpu, shared);
+                return stop(vcpu, shared, encoder);
             }
         }
+        let is_behind = !encoder.has_room();
+        vcpu.hold_increment(is_behind);
         let step = vcpu.turn(monotonic_ns());
         let advance = vcpu.advance_snapshot(monotonic_ns());
-        tell(&mut vcpu, shared);
+        tell(&mut vcpu, shared, &mut encoder);
         let until_ns = match (advance, step) {
             (Advance::More, _) | (_, Step::Continue) => continue,
             (Advance::Waiting, _) => Some(monotonic_ns() + TAKER_BEHIND_NS),
             (Advance::Done, Step::Sleep { until_ns }) => until_ns,
             (Advance::Done, Step::Stalled | Step::Halted { .. } | Step::HostFault { .. }) => None,
         };
+        let encoder_ns = is_behind.then(|| monotonic_ns() + TAKER_BEHIND_NS);
+        let until_ns = until_ns.into_iter().chain(encoder_ns).min();
         let command = match until_ns {
             Some(until_ns) => {
                 let left_ns = until_ns.saturating_sub(monotonic_ns());
@@ -77,7 +88,7 @@ fn run<M: Machine>(mut vcpu: Vcpu<M>, commands: &Receiver<ToVcpu>, shared: &Arc<
         };
         // The driver is gone when nobody is left to send.
         if !command.is_some_and(|command| obey(&mut vcpu, command, shared)) {
-            return stop(vcpu, shared);
+            return stop(vcpu, shared, encoder);
         }
     }
 }
@@ -90,7 +101,9 @@ fn obey<M: Machine>(vcpu: &mut Vcpu<M>, command: ToVcpu, shared: &Arc<Shared>) -
         ToVcpu::Request(request) => {
             vcpu.handle_request(request, now_ns);
             if matches!(request, MachineRequest::BeginCheckpoint { .. }) {
-                shared.note_checkpoint_pause(monotonic_ns().saturating_sub(now_ns));
+                let pause_ns = monotonic_ns().saturating_sub(now_ns);
+                vcpu.note_pause(pause_ns);
+                shared.note_checkpoint_pause(pause_ns);
             }
         }
         ToVcpu::Brake(braked) => vcpu.brake(braked, now_ns),
@@ -125,13 +138,19 @@ fn keep_state<M: Machine>(vcpu: &mut Vcpu<M>, folder: &Path, now_ns: u64) {
     }
 }
 
-fn tell<M: Machine>(vcpu: &mut Vcpu<M>, shared: &Arc<Shared>) {
-    while let Some(message) = vcpu.poll() {
-        shared.with(|primary, now_ns| primary.handle_machine(message, now_ns));
+/// Hands on what the machine's thread has to tell.
+fn tell<M: Machine>(vcpu: &mut Vcpu<M>, shared: &Arc<Shared>, encoder: &mut EncoderThread) {
+    while let Some(told) = vcpu.poll_unpacked() {
+        match told {
+            Told::ToCore(message) => shared.with(|primary, now_ns| primary.handle_machine(message, now_ns)),
+            Told::ToPacker(input) => encoder.push(input),
+        }
     }
 }
 
-fn stop<M: Machine>(mut vcpu: Vcpu<M>, shared: &Arc<Shared>) {
+fn stop<M: Machine>(mut vcpu: Vcpu<M>, shared: &Arc<Shared>, mut encoder: EncoderThread) -> Vcpu<M> {
     vcpu.stop(monotonic_ns());
-    tell(&mut vcpu, shared);
+    tell(&mut vcpu, shared, &mut encoder);
+    encoder.finish();
+    vcpu
 }

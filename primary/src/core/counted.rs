@@ -1,0 +1,118 @@
+//! Which backups are counted on, and what enough of them hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A set of backups with a rule: so many of them must hold an output before it leaves.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    members: BTreeMap<String, Member>,
+    required: usize,
+}
+
+/// A backup that is counted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    /// Which of its joins: one that lost what it held is another backup of the same name.
+    pub(super) incarnation: u64,
+    /// Every batch up to this one is held by it, as far as was heard.
+    pub(super) acked: u64,
+}
+
+impl Counted {
+    pub(super) fn new(members: BTreeMap<String, Member>, required: usize) -> Self {
+        Counted { members, required }
+    }
+
+    /// The one of this name alone, if it is among them.
+    pub(super) fn only(&self, name: &str) -> Counted {
+        let member = self.members.get(name).map(|member| (name.to_owned(), *member));
+        let members: BTreeMap<String, Member> = member.into_iter().collect();
+        Counted { required: members.len(), members }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub(super) fn required(&self) -> usize {
+        self.required
+    }
+
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.members.keys().cloned().collect()
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = (&String, &Member)> {
+        self.members.iter()
+    }
+
+    /// Whether it is this very backup that is counted on.
+    pub(super) fn has(&self, name: &str, incarnation: u64) -> bool {
+        self.members.get(name).is_some_and(|member| member.incarnation == incarnation)
+    }
+
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    /// Whether the same backups are counted on by the same rule, whatever they hold.
+    pub(super) fn is_same_set(&self, other: &Counted) -> bool {
+        self.required == other.required
+            && self.members.len() == other.members.len()
+            && self.members.iter().all(|(name, member)| other.has(name, member.incarnation))
+    }
+
+    pub(super) fn note_acked(&mut self, name: &str, incarnation: u64, sequence: u64) {
+        if let Some(member) = self.members.get_mut(name)
+            && member.incarnation == incarnation
+        {
+            member.acked = member.acked.max(sequence);
+        }
+    }
+
+    /// Every batch up to this one is held by enough of them; `None` when nobody is counted on:
+    /// then nothing waits.
+    pub(super) fn held_by_enough(&self) -> Option<u64> {
+        let mut acked: Vec<u64> = self.members.values().map(|member| member.acked).collect();
+        acked.sort_unstable_by(|a, b| b.cmp(a));
+        acked.get(self.required.max(1) - 1).or(acked.last()).copied()
+    }
+
+    /// Every batch up to this one is held by all of them.
+    pub(super) fn held_by_all(&self) -> Option<u64> {
+        self.members.values().map(|member| member.acked).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(acked: &[u64], required: usize) -> Counted {
+        let members = acked
+            .iter()
+            .enumerate()
+            .map(|(number, acked)| (number.to_string(), Member { incarnation: 1, acked: *acked }))
+            .collect();
+        Counted::new(members, required)
+    }
+
+    #[test]
+    fn enough_is_the_so_manieth_highest() {
+        assert_eq!(Counted::default().held_by_enough(), None);
+        assert_eq!(counted(&[5], 1).held_by_enough(), Some(5));
+        assert_eq!(counted(&[5, 9, 7], 1).held_by_enough(), Some(9));
+        assert_eq!(counted(&[5, 9, 7], 2).held_by_enough(), Some(7));
+        assert_eq!(counted(&[5, 9, 7], 3).held_by_enough(), Some(5));
+    }
+
+    #[test]
+    fn what_another_incarnation_acknowledges_does_not_count() {
+        let mut counted = counted(&[5], 1);
+        counted.note_acked("0", 2, 9);
+        assert_eq!(counted.held_by_enough(), Some(5));
+        counted.note_acked("0", 1, 9);
+        counted.note_acked("0", 1, 8);
+        assert_eq!(counted.held_by_enough(), Some(9));
+    }
+}
