@@ -6,7 +6,7 @@ use bytes::Bytes;
 use log_format::{
     Batch, ChainHash, CheckpointStart, Control, Event, LoggedOutput, Moment, Position, SealedBatch,
 };
-use machine::Machine;
+use machine::{CheckpointExtent, Machine};
 use primary::{Batcher, FromMachine, Recorded, Recorder, RecorderConfig, Step, Vcpu};
 use secondwind_tests::sim::ledger::{Operation, Request};
 use secondwind_tests::sim::random::Random;
@@ -174,7 +174,7 @@ fn live_machine(live: &mut Live) -> ToyMachine {
 fn a_checkpoint_taken_while_running_and_the_log_after_it_reach_the_same_state() {
     for seed in 0..30 {
         let mut live = record(seed, 600);
-        let begun = live.recorder.begin_checkpoint(live.now_ns);
+        let begun = live.recorder.begin_checkpoint(CheckpointExtent::Full, live.now_ns);
         assert!(begun.before.is_mark());
         let position = live.batcher.position();
         assert_eq!(position.moment, begun.head.moment);
@@ -182,7 +182,7 @@ fn a_checkpoint_taken_while_running_and_the_log_after_it_reach_the_same_state() 
         copy.restore_begin(&begun.head).expect("same identity");
         loop {
             (0..40).for_each(|_| live.turn());
-            let part = live.recorder.take_checkpoint_pages(3);
+            let part = live.recorder.take_checkpoint_pages(CheckpointExtent::Full, 3);
             if part.is_empty() {
                 break;
             }
@@ -321,7 +321,7 @@ fn a_halted_guest_is_replayed_to_its_end() {
 fn a_checkpoint_that_holds_too_much_stalls_the_guest_until_pages_are_taken() {
     let config = RecorderConfig { checkpoint_held_max_bytes: 4 * 4096, ..recorder_config() };
     let mut recorder = Recorder::new(ToyMachine::new(ToyConfig::default()), config, 0, 0);
-    recorder.begin_checkpoint(0);
+    recorder.begin_checkpoint(CheckpointExtent::Full, 0);
     let mut now_ns = 0;
     while recorder.step(now_ns) != Step::Stalled {
         now_ns += MILLISECOND_NS;
@@ -330,7 +330,7 @@ fn a_checkpoint_that_holds_too_much_stalls_the_guest_until_pages_are_taken() {
     let stalled_at = recorder.moment();
     recorder.step(now_ns + MILLISECOND_NS);
     assert_eq!(recorder.moment(), stalled_at);
-    while !recorder.take_checkpoint_pages(4).is_empty() {}
+    while !recorder.take_checkpoint_pages(CheckpointExtent::Full, 4).is_empty() {}
     now_ns += 5 * MILLISECOND_NS;
     recorder.step(now_ns);
     assert!(recorder.moment() > stalled_at);
@@ -341,7 +341,7 @@ fn a_checkpoint_that_holds_too_much_stalls_the_guest_until_pages_are_taken() {
 #[test]
 fn a_worker_keeps_its_machine_when_the_end_of_a_checkpoint_is_repeated() {
     let mut live = record(5, 300);
-    let begun = live.recorder.begin_checkpoint(live.now_ns);
+    let begun = live.recorder.begin_checkpoint(CheckpointExtent::Full, live.now_ns);
     let start = CheckpointStart {
         position: live.batcher.position(),
         chain: live.batcher.chain(),
@@ -353,7 +353,7 @@ fn a_worker_keeps_its_machine_when_the_end_of_a_checkpoint_is_repeated() {
     let mut worker = ReplayWorker::new(|| ToyMachine::new(ToyConfig::default()));
     worker.handle(ToReplayer::RestoreBegin { generation: 1, start: Box::new(start) });
     loop {
-        let part = live.recorder.take_checkpoint_pages(7);
+        let part = live.recorder.take_checkpoint_pages(CheckpointExtent::Full, 7);
         if part.is_empty() {
             break;
         }
@@ -394,6 +394,8 @@ fn a_state_kept_for_diagnosis_restores_to_the_machine_it_was_taken_from() {
 
     // What was recorded before it is told, and no state is kept while a checkpoint is shipped.
     assert!(matches!(vcpu.poll(), Some(FromMachine::Recorded(_))));
-    vcpu.handle_request(primary::MachineRequest::BeginCheckpoint { checkpoint: 1 }, 60 * MILLISECOND_NS);
+    let extent = CheckpointExtent::Full;
+    let begin = primary::MachineRequest::BeginCheckpoint { checkpoint: 1, extent, fresh: false };
+    vcpu.handle_request(begin, 60 * MILLISECOND_NS);
     assert!(vcpu.keep_state(60 * MILLISECOND_NS, |_, _| ()).is_none());
 }

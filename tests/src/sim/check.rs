@@ -22,13 +22,19 @@ pub struct Checks {
 }
 
 /// Who holds what, at the time of a release.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Custody<'a> {
     /// The arbiter's record.
     pub record: Option<&'a Record>,
-    /// Outputs since boot that the backup registered last in the releaser's term can make
-    /// again; `None` when none was ever registered in it.
-    pub backup_covers: Option<u64>,
+    /// The last record of the releaser's term: whom it counted on last, and by which rule.
+    pub rule: Option<&'a Record>,
+    /// Outputs since boot that each of those backups can make again.
+    pub covered: Vec<u64>,
+    /// Outputs since boot that are covered by what is durable on the releaser's disk, where output
+    /// waits for that.
+    pub durable: Option<u64>,
+    /// Whether the releaser's lease has certainly ended, where there are leases.
+    pub lease_over: bool,
 }
 
 impl Checks {
@@ -43,7 +49,7 @@ impl Checks {
     }
 
     /// A node lets an output go.
-    pub fn released(&mut self, node: &str, term: u64, output: &LoggedOutput, custody: Custody<'_>) {
+    pub fn released(&mut self, node: &str, term: u64, output: &LoggedOutput, custody: &Custody<'_>) {
         self.check_law_1(node, output);
         self.check_law_2(node, term, output, custody);
         self.check_law_3(node, term, custody);
@@ -95,20 +101,28 @@ impl Checks {
         }
     }
 
-    fn check_law_2(&mut self, node: &str, term: u64, output: &LoggedOutput, custody: Custody<'_>) {
+    fn check_law_2(&mut self, node: &str, term: u64, output: &LoggedOutput, custody: &Custody<'_>) {
+        let ordinal = output.ordinal;
+        if custody.durable.is_some_and(|outputs| ordinal >= outputs) {
+            self.violation(format!(
+                "law 2: {node} releases output {ordinal} in term {term}, durable are {:?}",
+                custody.durable
+            ));
+        }
         let alone = custody
             .record
-            .is_some_and(|record| record.term == term && record.holder == node && record.backup.is_none());
-        let covered = custody.backup_covers.is_some_and(|outputs| output.ordinal < outputs);
-        if !alone && !covered {
+            .is_some_and(|record| record.term == term && record.holder == node && record.backups.is_empty());
+        let holding = custody.covered.iter().filter(|outputs| ordinal < **outputs).count();
+        let required = custody.rule.map_or(1, |rule| rule.required.max(1)) as usize;
+        if !alone && holding < required {
             self.violation(format!(
-                "law 2: {node} releases output {} in term {term}; the record is {:?}, the backup covers {:?}",
-                output.ordinal, custody.record, custody.backup_covers
+                "law 2: {node} releases output {ordinal} in term {term}; the record is {:?}, the rule {:?}, covered {:?}",
+                custody.record, custody.rule, custody.covered
             ));
         }
     }
 
-    fn check_law_3(&mut self, node: &str, term: u64, custody: Custody<'_>) {
+    fn check_law_3(&mut self, node: &str, term: u64, custody: &Custody<'_>) {
         let first = self.releasers.entry(term).or_insert_with(|| node.to_owned());
         if first != node {
             let text = format!("law 3: {node} releases in term {term}, as {first} did");
@@ -116,6 +130,9 @@ impl Checks {
         }
         if custody.record.is_none_or(|record| record.term < term) {
             self.violation(format!("law 3: {node} releases in term {term}, which nobody gave it"));
+        }
+        if custody.lease_over {
+            self.violation(format!("law 3: {node} releases in term {term} without a lease"));
         }
     }
 

@@ -95,7 +95,12 @@ impl Network {
     ) -> u64 {
         let bulk = matches!(
             message.kind(),
-            FrameKind::CheckpointHead | FrameKind::CheckpointPart | FrameKind::CheckpointEnd
+            FrameKind::CheckpointHead
+                | FrameKind::CheckpointPart
+                | FrameKind::CheckpointEnd
+                | FrameKind::IncrementHead
+                | FrameKind::IncrementPart
+                | FrameKind::IncrementEnd
         );
         let mut delay_ns = self.delay_ns(random);
         if bulk {

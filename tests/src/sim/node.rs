@@ -1,13 +1,16 @@
 //! One host: its cores and threads, driven as the real drivers do it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backup::{Backup, FromReplayer, ReplayWorker, ToReplayer};
-use log_format::Event;
+use log_format::{Event, SealedBatch};
 use machine::PrimacyStart;
 use primary::{FromMachine, MachineRequest, Primary, Recorder, RecorderConfig, Vcpu};
 
+use super::clock::HostClock;
+use super::log::HostLog;
 use super::toy::{Defect, ToyConfig, ToyMachine};
+use super::world::Base;
 
 /// Makes machines at their boot.
 pub type NewMachine = Box<dyn FnMut() -> ToyMachine>;
@@ -84,6 +87,22 @@ pub struct Node {
     pub role: Role,
     /// Which life: what was meant for an earlier one is lost.
     pub epoch: u64,
+    /// Its monotonic clock.
+    pub clock: HostClock,
+    /// Its log, in a run that keeps logs, and whether that has something to do already.
+    pub log: Option<HostLog>,
+    /// See `log`.
+    pub log_busy: bool,
+    /// The machine before its log, on its disk, where output waits for the disks.
+    pub base: Option<Base>,
+    /// What its disk held when its power failed.
+    pub durable: Option<(Base, Vec<SealedBatch>)>,
+    /// The arbiter keeps its lease until then (virtual time).
+    pub lease_until_ns: u64,
+    /// The set of backups that the arbiter was asked for, and has not answered.
+    pub asked_set: Option<(BTreeSet<String>, u32)>,
+    /// Counts its attempts to connect: each begins with another host.
+    pub dials: usize,
     /// Stands still until then.
     pub paused_until_ns: u64,
     /// Runs slowly until then.
@@ -92,6 +111,10 @@ pub struct Node {
     pub arbiter_cut_until_ns: u64,
     /// The arbiter's next answer to it is lost.
     pub lose_answer: bool,
+    /// The arbiter's next answer to it finds it standing still, for so long.
+    pub pause_before_answer_ns: Option<u64>,
+    /// The arbiter said no, and the answer is on its way.
+    pub refused: bool,
     /// Numbers of the last timer and thread wake-ups asked for: older ones are void.
     pub timer: u64,
     /// See `timer`.
@@ -104,15 +127,25 @@ pub struct Node {
 
 impl Node {
     /// A host that runs nothing.
-    pub fn new(name: &str) -> Self {
+    pub fn new(name: &str, clock: HostClock) -> Self {
         Node {
             name: name.to_owned(),
             role: Role::Down,
             epoch: 0,
+            clock,
+            log: None,
+            log_busy: false,
+            base: None,
+            durable: None,
+            lease_until_ns: 0,
+            asked_set: None,
+            dials: 0,
             paused_until_ns: 0,
             slow_until_ns: 0,
             arbiter_cut_until_ns: 0,
             lose_answer: false,
+            pause_before_answer_ns: None,
+            refused: false,
             timer: 0,
             thread: 0,
             last_hop_ns: [0; 4],
@@ -151,18 +184,22 @@ impl Node {
         live.max(self.covered.get(&term).copied())
     }
 
-    /// Whether it could take over, or is doing so.
+    /// Whether it could take over, or is doing so. One that was refused gives up, though the
+    /// record may have come to name it meanwhile.
     pub fn is_heir(&self) -> bool {
         match &self.role {
+            Role::Backup(_) if self.refused => false,
             Role::Backup(standing) => standing.core.is_in_step() && standing.core.finished().is_none(),
             _ => false,
         }
     }
 
-    /// Keeps in mind what it covers as a backup, because it stops to be one.
+    /// Keeps in mind what it covers as a backup: it may stop to be one, or follow another primary,
+    /// and what it acknowledged before may leave nevertheless.
     pub fn remember_covered(&mut self) {
         if let Role::Backup(standing) = &self.role {
-            self.covered.insert(standing.core.term(), standing.core.outputs_covered());
+            let covered = self.covered.entry(standing.core.term()).or_default();
+            *covered = (*covered).max(standing.core.outputs_covered());
         }
     }
 }

@@ -10,13 +10,15 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use log_format::{
     CheckpointHead, CheckpointPart, Control, Digest, Event, LoggedOutput, MachineIdentity, Moment, Output,
-    SEMANTICS_VERSION,
+    Page, SEMANTICS_VERSION,
 };
 use machine::ram::{PAGE_BYTES, RAM_BASE, Ram};
-use machine::{Exit, Machine, RestoreError};
+use machine::{BegunCheckpoint, CheckpointExtent, Exit, Kept, Machine, RestoreError, content_hash};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::ledger::{Operation, Reply, Request};
+use super::toy_disk::ToyDisk;
 
 /// Instructions that one unit of work takes; outputs come between units.
 const UNIT_INSTRUCTIONS: u64 = 8;
@@ -58,9 +60,11 @@ pub enum Defect {
 pub struct ToyMachine {
     config: ToyConfig,
     ram: Ram,
+    disk: ToyDisk,
     state: State,
     outputs: Vec<LoggedOutput>,
-    checkpoint_under_way: bool,
+    /// The state beside memory as the increment begun last froze it, hashed.
+    frozen_state: Option<u128>,
     defect: Option<Defect>,
 }
 
@@ -100,6 +104,7 @@ impl ToyMachine {
         ToyMachine {
             config,
             ram: Ram::new(config.pages),
+            disk: ToyDisk::default(),
             state: State {
                 icount: 0,
                 base_ns: 0,
@@ -117,7 +122,7 @@ impl ToyMachine {
                 halted: None,
             },
             outputs: Vec::new(),
-            checkpoint_under_way: false,
+            frozen_state: None,
             defect: None,
         }
     }
@@ -192,6 +197,16 @@ impl ToyMachine {
         }
     }
 
+    /// Writes an entry of the ledger to the disk.
+    fn journal(&mut self, slot: u64, value: u64) {
+        let entry = [slot, value, self.state.ledger_hash, self.state.noise];
+        let mut block = vec![0; PAGE_BYTES];
+        for (bytes, figure) in block.chunks_exact_mut(8).zip(entry) {
+            bytes.copy_from_slice(&figure.to_le_bytes());
+        }
+        self.disk.write(slot, Bytes::from(block));
+    }
+
     fn store(&mut self, page: u64, word: u64, value: u64) {
         let address = RAM_BASE + page * PAGE_BYTES as u64 + word * 8;
         // The address is inside by construction.
@@ -232,6 +247,7 @@ impl ToyMachine {
                     self.state.ledger_hash = Reply::next_hash(self.state.ledger_hash, value);
                     let slot = self.state.ledger_length;
                     self.store(slot / 512 % self.config.pages, slot % 512, value);
+                    self.journal(slot, value);
                 }
                 let reply = Reply {
                     client: request.client,
@@ -258,9 +274,31 @@ impl ToyMachine {
         self.outputs.push(LoggedOutput { ordinal, at, output });
     }
 
+    /// The state beside memory that a checkpoint's head holds, if it is this machine's.
+    fn decode_state(&self, head: &CheckpointHead) -> Result<State, RestoreError> {
+        if head.identity != self.identity() {
+            return Err(RestoreError::Foreign {
+                what: "configuration",
+                found: format!("{:02x?}", head.identity.config),
+                expected: format!("{:02x?}", self.identity().config),
+            });
+        }
+        rmp_serde::from_slice(&head.state).map_err(|error| RestoreError::Malformed(error.to_string()))
+    }
+
     fn state_bytes(&self) -> Vec<u8> {
         rmp_serde::to_vec(&self.state).expect("plain data serializes")
     }
+}
+
+/// The digest of memory and of the state beside it.
+fn joined(ram: u128, state: u128) -> Digest {
+    Digest((ram ^ state.rotate_left(1)).to_le_bytes())
+}
+
+/// Hash of everything but memory.
+fn beside_memory(state: &[u8], disk: &ToyDisk) -> u128 {
+    xxh3_128(state).wrapping_add(disk.hash().rotate_left(7))
 }
 
 impl Machine for ToyMachine {
@@ -349,54 +387,107 @@ impl Machine for ToyMachine {
 
     fn digest(&mut self) -> Digest {
         let ram = self.ram.digest();
-        let state = xxhash_rust::xxh3::xxh3_128(&self.state_bytes());
-        Digest((ram ^ state.rotate_left(1)).to_le_bytes())
+        joined(ram, beside_memory(&self.state_bytes(), &self.disk))
     }
 
-    fn begin_checkpoint(&mut self) -> CheckpointHead {
-        let digest = self.digest();
-        self.ram.begin_checkpoint();
-        self.checkpoint_under_way = true;
-        CheckpointHead {
+    fn begin_checkpoint(&mut self, extent: CheckpointExtent) -> BegunCheckpoint {
+        let state = self.state_bytes();
+        let digest = match extent {
+            CheckpointExtent::Full => self.digest(),
+            CheckpointExtent::Epoch | CheckpointExtent::Increment => Digest::default(),
+        };
+        match extent {
+            CheckpointExtent::Full => {}
+            CheckpointExtent::Epoch => self.frozen_state = None,
+            CheckpointExtent::Increment => self.frozen_state = Some(beside_memory(&state, &self.disk)),
+        }
+        let dirty_units = self.ram.begin_checkpoint(extent) + self.disk.begin_checkpoint(extent);
+        let head = CheckpointHead {
             identity: self.identity(),
             moment: self.moment(),
             outputs_before: self.state.outputs_made,
             ram_bytes: self.ram.len_bytes(),
             digest,
-            state: self.state_bytes(),
-        }
+            state,
+        };
+        BegunCheckpoint { head, dirty_units }
     }
 
-    fn take_checkpoint_pages(&mut self, limit: usize) -> CheckpointPart {
-        CheckpointPart { pages: self.ram.take_pages(limit), blocks: Vec::new() }
+    fn take_checkpoint_pages(&mut self, extent: CheckpointExtent, limit: usize) -> CheckpointPart {
+        let pages = self.ram.take_pages(extent, limit);
+        let blocks = if pages.is_empty() { self.disk.take(extent, limit) } else { Vec::new() };
+        let part = CheckpointPart { pages, blocks };
+        if extent == CheckpointExtent::Increment && part.is_empty() {
+            self.ram.end_increment();
+            self.disk.end_increment();
+        }
+        part
+    }
+
+    fn checkpoint_digest(&self) -> Option<Digest> {
+        Some(joined(self.ram.increment_digest()?, self.frozen_state?))
     }
 
     fn checkpoint_held_bytes(&self) -> u64 {
         self.ram.held_bytes()
     }
 
-    fn cancel_checkpoint(&mut self) {
-        self.checkpoint_under_way = false;
-        self.ram.cancel_checkpoint();
+    fn cancel_checkpoint(&mut self, extent: CheckpointExtent) {
+        if extent == CheckpointExtent::Increment {
+            self.frozen_state = None;
+        }
+        self.ram.cancel_checkpoint(extent);
+        self.disk.cancel_checkpoint(extent);
     }
 
     fn restore_begin(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
-        if head.identity != self.identity() {
-            return Err(RestoreError::Foreign {
-                what: "configuration",
-                found: format!("{:02x?}", head.identity.config),
-                expected: format!("{:02x?}", self.identity().config),
-            });
-        }
-        let state =
-            rmp_serde::from_slice(&head.state).map_err(|error| RestoreError::Malformed(error.to_string()))?;
-        self.state = state;
+        self.state = self.decode_state(head)?;
         self.outputs.clear();
+        self.frozen_state = None;
         self.ram = Ram::new(self.config.pages);
+        self.disk = ToyDisk::default();
+        Ok(())
+    }
+
+    fn kept(&self) -> Kept {
+        let memory = self.moment().icount > 0;
+        Kept { memory, disks: memory }
+    }
+
+    fn hash_block(&mut self, _: u8, index: u64) -> Option<Digest> {
+        self.disk.block(index).map(|data| content_hash(data))
+    }
+
+    fn keep_only(&mut self, pages: &dyn Fn(u64) -> bool, blocks: &dyn Fn(u8, u64) -> bool) {
+        self.ram.keep_only(pages);
+        self.disk.keep_only(|index| blocks(0, index));
+    }
+
+    fn page(&self, index: u64) -> Option<&[u8]> {
+        let address = index.checked_mul(PAGE_BYTES as u64)?.checked_add(RAM_BASE)?;
+        self.ram.slice(address, PAGE_BYTES).ok()
+    }
+
+    fn check_part(&self, part: &CheckpointPart) -> Result<(), RestoreError> {
+        let limit = self.config.pages;
+        let is_wrong = |page: &&Page| {
+            page.index >= limit || page.data.as_ref().is_some_and(|data| data.len() != PAGE_BYTES)
+        };
+        match part.pages.iter().find(is_wrong) {
+            Some(page) => Err(RestoreError::OutOfRange { what: "page", index: page.index, limit }),
+            None => Ok(()),
+        }
+    }
+
+    fn restore_update(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
+        self.state = self.decode_state(head)?;
+        self.outputs.clear();
         Ok(())
     }
 
     fn restore_part(&mut self, part: &CheckpointPart) -> Result<(), RestoreError> {
+        self.check_part(part)?;
+        part.blocks.iter().for_each(|block| self.disk.put(block));
         for page in &part.pages {
             self.ram.put_page(page).map_err(|_| RestoreError::OutOfRange {
                 what: "page",

@@ -1,20 +1,39 @@
 //! The arbiter: asked, racing, answering, and not always reached.
 
+use link::arbitration::Refusal;
+
 use super::*;
 
 impl World {
     pub(super) fn ask_arbiter(&mut self, node: usize, step: Step) {
         self.trace(|| format!("{} asks the arbiter: {step}", self.nodes[node].name));
-        let delay_ns = self.random.between(50_000, 4 * MILLISECOND_NS);
+        let delay_ns = self.arbiter_delay_ns();
         let epoch = self.nodes[node].epoch;
-        if self.nodes[node].arbiter_cut_until_ns > self.now_ns {
+        if let Step::SetBackups { backups, required, .. } = &step {
+            self.nodes[node].asked_set = Some((backups.clone(), *required));
+        }
+        if self.is_arbiter_cut(node) {
             let reply = Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn));
             return self.schedule(self.now_ns + 5 * delay_ns, What::ArbiterReply { node, epoch, reply });
         }
         self.schedule(self.now_ns + delay_ns, What::ArbiterAsked { node, epoch, step });
     }
 
+    /// One way to the arbiter.
+    pub(super) fn arbiter_delay_ns(&mut self) -> u64 {
+        let slow = self.arbiter_slow_until_ns > self.now_ns;
+        self.random.between(50_000, 4 * MILLISECOND_NS) * if slow { 60 } else { 1 }
+    }
+
+    pub(super) fn is_arbiter_cut(&self, node: usize) -> bool {
+        self.arbiter_down_until_ns.max(self.nodes[node].arbiter_cut_until_ns) > self.now_ns
+    }
+
     pub(super) fn arbiter_asked(&mut self, node: usize, epoch: u64, step: Step) {
+        if self.arbiter_down_until_ns > self.now_ns {
+            let lost = Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn));
+            return self.arbiter_answers(node, epoch, lost);
+        }
         let current = self.arbiter.read().ok().flatten();
         self.arbiter_decides(node, epoch, step, current);
     }
@@ -22,15 +41,20 @@ impl World {
     pub(super) fn arbiter_decides(&mut self, node: usize, epoch: u64, step: Step, current: Option<Record>) {
         let delay_ns = self.random.between(10_000, MILLISECOND_NS);
         if self.options.mutation == Some(Mutation::SkipArbiter)
-            && let (Some(record), false) = (&current, matches!(step, Step::RegisterBackup { .. }))
+            && let Some(record) = &current
         {
-            let (term, holder) = match &step {
-                Step::TakeOver { node, term } => (term + 1, node.clone()),
-                _ => (record.term, record.holder.clone()),
-            };
-            return self.arbiter_answers(node, epoch, Ok(Record { term, holder, backup: None }));
+            match &step {
+                Step::TakeOver { node: heir, term, .. } => {
+                    return self.arbiter_answers(node, epoch, Ok(Record::alone(term + 1, heir)));
+                }
+                Step::SetBackups { backups, .. } if backups.is_empty() => {
+                    let alone = Record::alone(record.term, &record.holder);
+                    return self.arbiter_answers(node, epoch, Ok(alone));
+                }
+                _ => {}
+            }
         }
-        match decide(&step, current.as_ref()) {
+        match self.decide(&step, current.as_ref()) {
             Ok(Decision::AlreadySo(record)) => self.arbiter_answers(node, epoch, Ok(record)),
             Ok(Decision::Propose(new)) => {
                 let what = What::ArbiterSets { node, epoch, step, expected: current, new };
@@ -38,6 +62,26 @@ impl World {
             }
             Err(refusal) => self.arbiter_answers(node, epoch, Err(ArbitrationError::Refused(refusal))),
         }
+    }
+
+    /// As the production rules say, or as a broken protocol would.
+    fn decide(&self, step: &Step, current: Option<&Record>) -> Result<Decision, Refusal> {
+        let mut current = current.cloned();
+        if self.options.mutation == Some(Mutation::IgnoreBids)
+            && let Some(record) = &mut current
+        {
+            record.required = record.backups.len() as u32;
+            record.bids.clear();
+        }
+        let decision = decide(step, current.as_ref())?;
+        let (Decision::Propose(mut record), Step::SetBackups { backups, .. }) = (decision.clone(), step)
+        else {
+            return Ok(decision);
+        };
+        if self.options.mutation == Some(Mutation::ReleaseAtFirst) {
+            record.required = backups.len() as u32;
+        }
+        Ok(Decision::Propose(record))
     }
 
     pub(super) fn arbiter_sets(
@@ -48,12 +92,15 @@ impl World {
         expected: Option<Record>,
         new: Record,
     ) {
+        if self.arbiter_down_until_ns > self.now_ns {
+            let lost = Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn));
+            return self.arbiter_answers(node, epoch, lost);
+        }
         match self.arbiter.compare_and_set(expected.as_ref(), &new) {
             Ok(CasOutcome::Won) => {
                 self.trace(|| format!("the record is now {new}"));
-                if let Some(backup) = &new.backup {
-                    self.registered.insert(new.term, backup.clone());
-                }
+                self.rules.insert(new.term, new.clone());
+                self.tell_record(&new);
                 self.arbiter_answers(node, epoch, Ok(new));
             }
             Ok(CasOutcome::Lost(found)) => {
@@ -70,18 +117,25 @@ impl World {
         epoch: u64,
         reply: Result<Record, ArbitrationError>,
     ) {
-        let delay_ns = self.random.between(50_000, 4 * MILLISECOND_NS);
+        let delay_ns = self.arbiter_delay_ns();
         let lost = std::mem::take(&mut self.nodes[node].lose_answer);
-        let cut = self.nodes[node].arbiter_cut_until_ns > self.now_ns;
+        let cut = self.is_arbiter_cut(node);
+        if let Some(for_ns) = self.nodes[node].pause_before_answer_ns.take() {
+            self.pause(node, for_ns);
+            self.count("an answer waited for a pause");
+        }
         let (reply, delay_ns) = match lost || cut {
             true => (Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn)), 8 * delay_ns),
             false => (reply, delay_ns),
         };
+        self.nodes[node].refused = matches!(reply, Err(ArbitrationError::Refused(_)));
         self.schedule(self.now_ns + delay_ns, What::ArbiterReply { node, epoch, reply });
     }
 
     pub(super) fn arbiter_replies(&mut self, node: usize, reply: Result<Record, ArbitrationError>) {
-        let now_ns = self.now_ns;
+        let now_ns = self.clock_ns(node);
+        self.nodes[node].refused = false;
+        self.nodes[node].asked_set = None;
         self.trace(|| format!("the arbiter answers {}: {reply:?}", self.nodes[node].name));
         match &mut self.nodes[node].role {
             Role::Primary(live) => live.core.handle_arbiter_reply(reply, now_ns),

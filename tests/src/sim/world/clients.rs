@@ -52,7 +52,13 @@ impl World {
             PrimaryEvent::Protected { .. } => self.count("protected"),
             PrimaryEvent::Alone => self.count("alone"),
             PrimaryEvent::Paused => self.count("paused"),
-            PrimaryEvent::Diverged { .. } => self.count("divergence reported"),
+            PrimaryEvent::Diverged { .. } => {
+                self.count("divergence reported");
+                self.keep_primary_state(node);
+            }
+            PrimaryEvent::ModeChanged { mode, .. } => self.count(&format!("mode: {mode}")),
+            PrimaryEvent::LeaseLost => self.count("lease lost"),
+            PrimaryEvent::SwitchoverFailed { .. } => self.count("switchover failed"),
             PrimaryEvent::BackupLost { .. } => self.count("backup lost"),
             PrimaryEvent::ProtocolError { .. } => self.count("protocol error"),
             _ => {}
@@ -66,6 +72,8 @@ impl World {
             BackupEvent::ProtocolError { .. } => self.count("protocol error"),
             BackupEvent::Diverged(_) => self.count("divergence found"),
             BackupEvent::Suspected { .. } => self.count("suspected"),
+            BackupEvent::BidPlaced { .. } => self.count("bid placed"),
+            BackupEvent::ModeChanged { .. } => self.count("backup changed mode"),
             _ => {}
         }
     }

@@ -2,6 +2,9 @@
 
 mod arbitration;
 mod clients;
+mod leases;
+mod logs;
+mod restart;
 mod threads;
 mod trouble;
 mod wires;
@@ -13,25 +16,32 @@ use backup::{BackupEvent, Finish as BackupFinish, ReplayReport};
 use bytes::Bytes;
 use link::arbiter::{Arbiter, ArbiterError, CasOutcome, MemoryArbiter};
 use link::arbitration::{ArbitrationError, Authority, Decision, Record, Step, arbitrate, decide};
-use log_format::{Event, JoinPlan, LoggedOutput, Message, Output};
+use log_format::{Event, JoinPlan, LoggedOutput, MachineIdentity, Message, Output, SealedBatch};
 use machine::{Machine, PrimacyStart};
-use primary::{Finish as PrimaryFinish, FromMachine, OnBackupLoss, PrimaryEvent, Step as VcpuStep};
+use primary::{Durability, Finish as PrimaryFinish, FromMachine, PrimaryEvent, Step as VcpuStep};
 
 use super::check::{Checks, Custody};
 use super::client::Client;
-use super::faults::Fault;
+use super::clock::{HostClock, RATE_MAX_PPM};
+use super::coverage::{Coverage, all_pairs};
+use super::disk::DiskHealth;
+use super::faults::{Fault, FaultKind, Plan};
 use super::ledger::{self, Reply, Request};
+use super::log::HostLog;
 use super::network::Network;
 use super::node::{Hop, LivePrimary, Node, Role, ToVcpu, live_primary, standing_backup};
 use super::random::Random;
+use super::shape::{Shape, draw_mode};
 use super::toy::{Defect, ToyConfig, ToyMachine};
 
+pub use restart::Base;
+
 const MILLISECOND_NS: u64 = 1_000_000;
-const HOSTS: usize = 2;
 const VM: &str = "toy";
 
 /// A defect to put into the protocol, to prove that the checks see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
 pub enum Mutation {
     /// Output leaves when it is made.
     ReleaseEarly,
@@ -43,6 +53,18 @@ pub enum Mutation {
     AckUnheld,
     /// The machine of the backup has a defect.
     FlipBit,
+    /// The first bid wins, however many must speak.
+    IgnoreBids,
+    /// Output leaves when one backup holds it, however many must.
+    ReleaseAtFirst,
+    /// A primary goes on though its lease has ended.
+    KeepLease,
+    /// What was appended to a log is called durable before it is.
+    CallDurable,
+    /// An increment is put in place without its last part.
+    HalveIncrement,
+    /// An increment is put in place without a block of the disk.
+    SkipBlock,
 }
 
 /// A simulation.
@@ -66,9 +88,6 @@ impl Options {
         Options { seed, faults_for_ns: 3_000 * MILLISECOND_NS, faults: true, mutation: None, trace: false }
     }
 }
-
-/// How often what happened.
-pub type Coverage = BTreeMap<String, u64>;
 
 /// Runs a cluster through its faults and to its recovery.
 ///
@@ -97,18 +116,32 @@ enum What {
     ArbiterReply { node: usize, epoch: u64, reply: Result<Record, ArbitrationError> },
     ClientAsks { client: usize, number: u64 },
     ClientHears { reply: Reply },
+    Log { node: usize, epoch: u64 },
     Fault,
     Heal { from: usize, to: usize },
     Restart { node: usize, epoch: u64 },
+    StartAgain { node: usize, epoch: u64, term: u64 },
+    LeaseAsked { node: usize, epoch: u64, sent_ns: u64 },
+    LeaseGiven { node: usize, epoch: u64, valid_until_ns: u64 },
+    RecordSeen { node: usize, epoch: u64, record: Record },
 }
 
 impl What {
+    /// Whether the arbiter is on the way to making a backup the primary.
+    fn is_takeover(&self) -> bool {
+        let (What::ArbiterAsked { step, .. } | What::ArbiterSets { step, .. }) = self else { return false };
+        matches!(step, Step::TakeOver { .. })
+    }
+
     /// The node that does it, if that node can stand still.
     fn node(&self) -> Option<usize> {
         match self {
             What::Timer { node, .. }
             | What::Thread { node, .. }
             | What::Hop { node, .. }
+            | What::Log { node, .. }
+            | What::LeaseGiven { node, .. }
+            | What::RecordSeen { node, .. }
             | What::Dialled { node, .. }
             | What::Connected { node, .. }
             | What::ArbiterReply { node, .. } => Some(*node),
@@ -143,16 +176,24 @@ impl Ord for Scheduled {
 struct World {
     options: Options,
     toy: ToyConfig,
-    policy: OnBackupLoss,
+    shape: Shape,
     now_ns: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     random: Random,
+    plan: Plan,
+    /// Kinds of faults that have their effect, and until when.
+    active: Vec<(FaultKind, u64)>,
+    /// Nobody reaches the arbiter until then, and it takes long until then.
+    arbiter_down_until_ns: u64,
+    arbiter_slow_until_ns: u64,
     nodes: Vec<Node>,
+    /// Where the hosts' logs are, in a run that keeps them.
+    logs: Option<tempfile::TempDir>,
     network: Network,
     arbiter: MemoryArbiter,
-    /// Per term: the backup registered last.
-    registered: BTreeMap<u64, String>,
+    /// Per term: its last record.
+    rules: BTreeMap<u64, Record>,
     clients: Vec<(Client, u64)>,
     checks: Checks,
     coverage: Coverage,
@@ -164,31 +205,43 @@ struct World {
 impl World {
     fn new(options: Options) -> Self {
         let mut random = Random::new(options.seed);
-        let latency_ns = *random.pick(&[(20_000, 120_000), (100_000, 2_000_000), (1_000_000, 9_000_000)]);
-        let policy = match random.chance(250) {
-            true => OnBackupLoss::Pause,
-            false => OnBackupLoss::Continue,
-        };
+        // A run of seeds goes through all pairs of faults, one after the other.
+        let pairs = all_pairs();
+        let plan = Plan::new(pairs[(options.seed % pairs.len() as u64) as usize]);
+        let shape = Shape::draw(&mut random, &plan);
         let clients = (0..random.between(1, 4)).map(|id| (Client::new(id as u8, random.fork()), 0)).collect();
+        let names = ["a", "b", "c", "d"].into_iter().take(shape.hosts);
+        // Each host's clock began at another time.
+        let nodes: Vec<Node> = names
+            .map(|name| Node::new(name, HostClock::new(random.between(0, 5_000_000 * MILLISECOND_NS))))
+            .collect();
         let mut world = World {
             options,
             toy: ToyConfig { tick_ns: 15_000_000, instruction_ns: 1_000, ..ToyConfig::default() },
-            policy,
+            shape,
             now_ns: 0,
             queue: BinaryHeap::new(),
             scheduled: 0,
             random,
-            nodes: vec![Node::new("a"), Node::new("b")],
-            network: Network::new(HOSTS, latency_ns),
+            plan,
+            active: Vec::new(),
+            arbiter_down_until_ns: 0,
+            arbiter_slow_until_ns: 0,
+            nodes,
+            logs: None,
+            network: Network::new(shape.hosts, shape.latency_ns),
             arbiter: MemoryArbiter::default(),
-            registered: BTreeMap::new(),
+            rules: BTreeMap::new(),
             clients,
             checks: Checks::default(),
-            coverage: Coverage::new(),
+            coverage: Coverage::default(),
             healing: false,
             powering_off: false,
             defect_used: false,
         };
+        if world.shape.logs {
+            world.keep_logs();
+        }
         world.begin();
         world
     }
@@ -198,12 +251,17 @@ impl World {
         arbitrate(&self.arbiter, &step).expect("an empty arbiter lets anybody start");
         let machine = ToyMachine::new(self.toy);
         let start = PrimacyStart::boot(&machine.identity(), 1);
+        if self.shape.durable {
+            self.begin_durable_log(0, Base::Boot);
+        }
         self.start_primary(0, machine, start);
         let seed = Event::Entropy(Bytes::from(self.random.next_u64().to_le_bytes().to_vec()));
         self.hop(0, Hop::ToVcpu(ToVcpu::Input(seed)));
-        let join_ns = self.random.between(0, 400 * MILLISECOND_NS);
-        let epoch = self.nodes[1].epoch;
-        self.schedule(join_ns, What::Restart { node: 1, epoch });
+        for node in 1..self.nodes.len() {
+            let join_ns = self.random.between(0, 400 * MILLISECOND_NS);
+            let epoch = self.nodes[node].epoch;
+            self.schedule(join_ns, What::Restart { node, epoch });
+        }
         for client in 0..self.clients.len() {
             self.schedule(
                 self.random.clone().between(0, MILLISECOND_NS),
@@ -234,6 +292,9 @@ impl World {
         if self.checks.violations().is_empty() && self.random.chance(250) {
             self.power_off();
         }
+        for node in 0..self.nodes.len() {
+            self.end_log(node, false);
+        }
     }
 
     /// The guest powers itself off: both sides end, the last answer leaves, and the record lets
@@ -255,11 +316,12 @@ impl World {
         self.hop(node, Hop::ToVcpu(ToVcpu::Input(event)));
         self.run_until(self.now_ns + 3_000 * MILLISECOND_NS);
         let record = self.arbiter.read().ok().flatten();
-        let ended = self.coverage.get("guest ended").copied().unwrap_or(0);
-        let free = record.as_ref().is_some_and(|record| record.backup.is_none());
-        if ended != 2 || !free || !self.checks.has_answered(u8::MAX) {
+        let ended = self.coverage.times("guest ended");
+        let free = record.as_ref().is_some_and(|record| record.backups.is_empty());
+        // A host that was not in step need not end.
+        if ended < 2 || !free || !self.checks.has_answered(u8::MAX) {
             let states: Vec<String> = self.nodes.iter().map(describe).collect();
-            let text = format!("a power-off ended {ended} of 2 sides: {states:?}, record: {record:?}");
+            let text = format!("a power-off ended {ended} sides: {states:?}, record: {record:?}");
             self.checks.violation(text);
         }
     }
@@ -268,14 +330,18 @@ impl World {
         let history: Vec<_> = self.clients.iter().flat_map(|(client, _)| client.history().to_vec()).collect();
         let ledger =
             self.holder().filter(|_| self.is_settled()).map(|live| live.vcpu.recorder().machine().ledger());
-        *self.coverage.entry("operations".to_owned()).or_default() += history.len() as u64;
+        self.coverage.add("operations", history.len() as u64);
         if self.checks.violations().is_empty() {
             self.checks.finish(&history, ledger);
         }
     }
 
     fn run_until(&mut self, until_ns: u64) {
+        // What comes after something wrong says nothing more.
         while self.queue.peek().is_some_and(|Reverse(next)| next.at_ns <= until_ns) {
+            if !self.checks.violations().is_empty() {
+                return;
+            }
             let Some(Reverse(next)) = self.queue.pop() else { break };
             self.now_ns = next.at_ns;
             self.happen(next.what);
@@ -287,6 +353,11 @@ impl World {
     fn is_settled(&self) -> bool {
         let protected = self.holder().is_some_and(|live| live.core.is_protected());
         protected && self.clients.iter().all(|(client, _)| client.is_done())
+    }
+
+    /// The arbiter's record.
+    fn record(&self) -> Option<Record> {
+        self.arbiter.read().ok().flatten()
     }
 
     /// The primary that the record names: a stale one may still believe in itself.
@@ -304,7 +375,7 @@ impl World {
     }
 
     fn count(&mut self, what: &str) {
-        *self.coverage.entry(what.to_owned()).or_default() += 1;
+        self.coverage.count(what);
     }
 
     fn trace(&self, text: impl FnOnce() -> String) {
@@ -345,11 +416,34 @@ impl World {
             }
             What::ClientAsks { client, number } => self.client_asks(client, number),
             What::ClientHears { reply } => self.client_hears(&reply),
+            What::Log { node, epoch } if self.lives(node, epoch) => self.log_turn(node),
             What::Fault => self.fault(),
             What::Heal { from, to } => self.heal(from, to),
             What::Restart { node, epoch } if self.lives(node, epoch) => self.start_backup(node),
-            What::Hop { .. } | What::Dialled { .. } | What::ArbiterReply { .. } | What::Restart { .. } => {}
+            What::StartAgain { node, epoch, term } if self.lives(node, epoch) => {
+                self.start_again(node, term);
+            }
+            What::LeaseAsked { node, epoch, sent_ns } => self.lease_asked(node, epoch, sent_ns),
+            What::LeaseGiven { node, epoch, valid_until_ns } if self.lives(node, epoch) => {
+                self.lease_given(node, valid_until_ns);
+            }
+            What::RecordSeen { node, epoch, record } if self.lives(node, epoch) => {
+                self.record_seen(node, &record);
+            }
+            What::Hop { .. }
+            | What::Dialled { .. }
+            | What::ArbiterReply { .. }
+            | What::Log { .. }
+            | What::StartAgain { .. }
+            | What::LeaseGiven { .. }
+            | What::RecordSeen { .. }
+            | What::Restart { .. } => {}
         }
+    }
+
+    /// What a host's clock shows now: all its cores ever know of time.
+    fn clock_ns(&self, node: usize) -> u64 {
+        self.nodes[node].clock.shows_ns(self.now_ns)
     }
 
     fn lives(&self, node: usize, epoch: u64) -> bool {
@@ -358,13 +452,23 @@ impl World {
 }
 
 fn describe(node: &Node) -> String {
+    let name = &node.name;
     match &node.role {
-        Role::Down => format!("{}: down", node.name),
+        Role::Down => format!("{name}: down"),
         Role::Primary(live) => {
-            format!("{}: primary of term {}, {}", node.name, live.core.term(), live.core.state_name())
+            let (mode, why) = live.core.mode();
+            format!(
+                "{name}: primary of term {}, {}, mode {mode} ({why}), {:?}, {} outputs held, braked {}",
+                live.core.term(),
+                live.core.state_name(),
+                live.core.backups(),
+                live.core.buffer_statistics().held_outputs,
+                live.braked,
+            )
         }
         Role::Backup(standing) => {
-            format!("{}: backup in term {}, {}", node.name, standing.core.term(), standing.core.state_name())
+            let core = &standing.core;
+            format!("{name}: backup in term {}, {}, mode {}", core.term(), core.state_name(), core.mode())
         }
     }
 }

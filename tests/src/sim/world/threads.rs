@@ -1,19 +1,41 @@
 //! A node's threads, and what its cores want of the world.
 
+use backup::{ToReplayer, WholeIncrement};
+use log_format::CheckpointPart;
+use machine::CheckpointExtent;
+use primary::Release;
+
 use super::*;
 
 impl World {
     pub(super) fn start_primary(&mut self, node: usize, machine: ToyMachine, start: PrimacyStart) {
         let mut config = primary::CoreConfig::new(VM, &self.nodes[node].name, machine.identity());
-        config.on_backup_loss = self.policy;
+        let Shape { policy, backups_max, release, durable, mode, trigger, .. } = self.shape;
+        config.on_backup_loss = policy;
+        config.backups_max = backups_max;
+        config.release = match self.options.mutation {
+            Some(Mutation::ReleaseAtFirst) => Release::Any,
+            _ => release,
+        };
+        config.durability = if durable { Durability::Disk } else { Durability::Memory };
+        config.mode = mode;
+        config.epoch.trigger = trigger;
+        // So that runs of a few seconds meet some.
+        config.epoch.takeover_within_ns = 60 * MILLISECOND_NS;
+        config.epoch.log_max_bytes = 8_000;
         // Small bounds, so that runs of a few seconds meet them.
         config.tail_max_bytes = 6_000;
         config.unacked_max_bytes = 24_000;
         config.checkpoint_bite_pages = 5;
         config.checkpoint_window_bytes = 40_000;
-        let now_ns = self.now_ns;
-        self.nodes[node].role = Role::Primary(live_primary(config, machine, start, now_ns));
-        self.wake_thread(node, now_ns);
+        config.store = self.nodes[node].log.is_some();
+        if !durable {
+            self.begin_log(node, machine.identity(), (start.from.sequence, start.outputs_logged));
+        }
+        let clock_ns = self.clock_ns(node);
+        self.nodes[node].role = Role::Primary(live_primary(config, machine, start, clock_ns));
+        self.begin_lease(node);
+        self.wake_thread(node, self.now_ns);
         self.pump(node);
     }
 
@@ -25,15 +47,21 @@ impl World {
         let defect = (self.options.mutation == Some(Mutation::FlipBit) && !self.defect_used)
             .then_some(Defect::FlipBit { icount: 9_000 });
         self.defect_used = true;
-        let now_ns = self.now_ns;
+        config.store = self.nodes[node].log.is_some();
+        config.durable = self.shape.durable;
+        if !self.shape.durable {
+            self.begin_log(node, machine.identity(), (0, 0));
+        }
+        let clock_ns = self.clock_ns(node);
         self.count("start backup");
         self.trace(|| format!("{} starts as a backup", self.nodes[node].name));
-        self.nodes[node].role = Role::Backup(standing_backup(config, self.toy, defect, now_ns));
+        self.nodes[node].role = Role::Backup(standing_backup(config, self.toy, defect, clock_ns));
         self.pump(node);
     }
 
     /// The process of a node is gone.
-    pub(super) fn stop_node(&mut self, node: usize, restart_after_ns: u64) {
+    pub(super) fn stop_node(&mut self, node: usize, power_lost: bool, restart_after_ns: u64) {
+        self.end_log(node, power_lost);
         self.end_node(node);
         let epoch = self.nodes[node].epoch;
         self.schedule(self.now_ns + restart_after_ns, What::Restart { node, epoch });
@@ -41,8 +69,12 @@ impl World {
 
     /// The process of a node is gone for good.
     pub(super) fn end_node(&mut self, node: usize) {
+        self.end_log(node, false);
         self.nodes[node].remember_covered();
         self.nodes[node].role = Role::Down;
+        self.nodes[node].refused = false;
+        self.nodes[node].asked_set = None;
+        self.nodes[node].base = None;
         self.nodes[node].epoch += 1;
         self.nodes[node].last_hop_ns = [0; 4];
         let links: Vec<(u64, usize)> = self
@@ -72,13 +104,13 @@ impl World {
     }
 
     pub(super) fn hop_arrives(&mut self, node: usize, hop: Hop) {
-        let now_ns = self.now_ns;
+        let (now_ns, clock_ns) = (self.now_ns, self.clock_ns(node));
         match (hop, &mut self.nodes[node].role) {
             (Hop::ToVcpu(message), Role::Primary(live)) => {
                 match message {
-                    ToVcpu::Input(event) => live.vcpu.handle_input(event, now_ns),
-                    ToVcpu::Request(request) => live.vcpu.handle_request(request, now_ns),
-                    ToVcpu::Brake(braked) => live.vcpu.brake(braked, now_ns),
+                    ToVcpu::Input(event) => live.vcpu.handle_input(event, clock_ns),
+                    ToVcpu::Request(request) => live.vcpu.handle_request(request, clock_ns),
+                    ToVcpu::Brake(braked) => live.vcpu.brake(braked, clock_ns),
                 }
                 self.wake_thread(node, now_ns);
             }
@@ -90,11 +122,16 @@ impl World {
                     outputs.iter().for_each(|output| self.release(node, term, output));
                 }
                 let Role::Primary(live) = &mut self.nodes[node].role else { return };
-                live.core.handle_machine(message, now_ns);
+                live.core.handle_machine(message, clock_ns);
                 self.pump(node);
             }
             (Hop::ToReplayer(command), Role::Backup(standing)) => {
+                let may_be_restored = matches!(command, ToReplayer::RestoreEnd);
                 standing.worker.handle(command);
+                if may_be_restored {
+                    // Before the machine goes on.
+                    self.keep_restored(node);
+                }
                 self.wake_thread(node, now_ns);
             }
             (Hop::FromReplayer(report), Role::Backup(_)) => {
@@ -107,9 +144,10 @@ impl World {
                 if matches!(report.report, ReplayReport::Diverged(_)) {
                     // What it acknowledged before may leave until its primary hears of it.
                     self.nodes[node].remember_covered();
+                    self.keep_diverged(node);
                 }
                 if let Some(standing) = self.nodes[node].backup() {
-                    standing.core.handle_replayed(report, now_ns);
+                    standing.core.handle_replayed(report, clock_ns);
                 }
                 self.pump(node);
             }
@@ -118,17 +156,20 @@ impl World {
     }
 
     pub(super) fn thread_turn(&mut self, node: usize) {
-        let now_ns = self.now_ns;
+        let (now_ns, clock_ns) = (self.now_ns, self.clock_ns(node));
+        let clock = self.nodes[node].clock;
         let slow = self.nodes[node].slow_until_ns > now_ns;
         let effort_ns = self.random.between(20_000, 130_000) * if slow { 12 } else { 1 };
         let mut hops = Vec::new();
         let next_ns = match &mut self.nodes[node].role {
             Role::Primary(live) => {
-                let step = live.vcpu.turn(now_ns);
+                let step = live.vcpu.turn(clock_ns);
                 hops.extend(std::iter::from_fn(|| live.vcpu.poll()).map(Hop::FromVcpu));
                 match step {
                     VcpuStep::Continue => Some(now_ns + effort_ns),
-                    VcpuStep::Sleep { until_ns } => until_ns.map(|until_ns| until_ns.max(now_ns + 1_000)),
+                    VcpuStep::Sleep { until_ns } => {
+                        until_ns.map(|until_ns| clock.reaches_ns(until_ns).max(now_ns + 1_000))
+                    }
                     VcpuStep::Stalled | VcpuStep::Halted { .. } | VcpuStep::HostFault { .. } => None,
                 }
             }
@@ -146,10 +187,10 @@ impl World {
     }
 
     pub(super) fn timer(&mut self, node: usize) {
-        let now_ns = self.now_ns;
+        let clock_ns = self.clock_ns(node);
         match &mut self.nodes[node].role {
-            Role::Primary(live) => live.core.handle_timeout(now_ns),
-            Role::Backup(standing) => standing.core.handle_timeout(now_ns),
+            Role::Primary(live) => live.core.handle_timeout(clock_ns),
+            Role::Backup(standing) => standing.core.handle_timeout(clock_ns),
             Role::Down => return,
         }
         self.pump(node);
@@ -158,7 +199,10 @@ impl World {
     pub(super) fn pump(&mut self, node: usize) {
         match &self.nodes[node].role {
             Role::Primary(_) => self.pump_primary(node),
-            Role::Backup(_) => self.pump_backup(node),
+            Role::Backup(_) => {
+                self.nodes[node].remember_covered();
+                self.pump_backup(node);
+            }
             Role::Down => return,
         }
         let now_ns = self.now_ns;
@@ -170,15 +214,16 @@ impl World {
         if let Some(due_ns) = due_ns {
             self.nodes[node].timer += 1;
             let (epoch, number) = (self.nodes[node].epoch, self.nodes[node].timer);
-            self.schedule(due_ns.max(now_ns + 1_000), What::Timer { node, epoch, number });
+            let at_ns = self.nodes[node].clock.reaches_ns(due_ns).max(now_ns + 1_000);
+            self.schedule(at_ns, What::Timer { node, epoch, number });
         }
     }
 
     pub(super) fn pump_primary(&mut self, node: usize) {
-        let now_ns = self.now_ns;
+        let clock_ns = self.clock_ns(node);
         loop {
             let Some(live) = self.nodes[node].primary() else { return };
-            let Some(output) = live.core.poll_release(now_ns) else { break };
+            let Some(output) = live.core.poll_release(clock_ns) else { break };
             let term = live.core.term();
             self.release(node, term, &output);
         }
@@ -191,13 +236,15 @@ impl World {
             }
         }
         closes.extend(std::iter::from_fn(|| live.core.poll_close()));
+        let batches: Vec<_> = std::iter::from_fn(|| live.core.poll_store()).collect();
         let requests: Vec<_> = std::iter::from_fn(|| live.core.poll_machine_request()).collect();
-        let step = live.core.poll_arbiter_request(now_ns);
+        let step = live.core.poll_arbiter_request(clock_ns);
         let events: Vec<_> = std::iter::from_fn(|| live.core.poll_event()).collect();
         let stall = live.core.wants_stall();
         let brake = (stall != live.braked).then_some(stall);
         live.braked = stall;
         let finished = live.core.finished().cloned();
+        self.store(node, batches);
         sends.into_iter().for_each(|(link, message)| self.send(node, link, &message));
         closes.into_iter().for_each(|id| self.close_link(node, id.0));
         requests.into_iter().for_each(|request| self.hop(node, Hop::ToVcpu(ToVcpu::Request(request))));
@@ -215,17 +262,25 @@ impl World {
     }
 
     pub(super) fn pump_backup(&mut self, node: usize) {
-        let now_ns = self.now_ns;
+        let (now_ns, clock_ns) = (self.now_ns, self.clock_ns(node));
         let Some(standing) = self.nodes[node].backup() else { return };
         let core = &mut standing.core;
         let commands: Vec<_> = std::iter::from_fn(|| core.poll_replayer()).collect();
         let sends: Vec<_> = std::iter::from_fn(|| core.poll_transmit()).collect();
         let closes: Vec<_> = std::iter::from_fn(|| core.poll_close()).collect();
-        let dial = core.poll_dial(now_ns);
-        let step = core.poll_arbiter_request(now_ns);
+        let batches: Vec<_> = std::iter::from_fn(|| core.poll_store()).collect();
+        let dial = core.poll_dial(clock_ns);
+        let step = core.poll_arbiter_request(clock_ns);
         let events: Vec<_> = std::iter::from_fn(|| core.poll_event()).collect();
         let finished = core.finished().cloned();
-        commands.into_iter().for_each(|command| self.hop(node, Hop::ToReplayer(command)));
+        for mut command in commands {
+            self.keep_base(node, &command);
+            if let ToReplayer::Increment(whole) = &mut command {
+                self.damage_increment(whole);
+            }
+            self.hop(node, Hop::ToReplayer(command));
+        }
+        self.store(node, batches);
         sends.into_iter().for_each(|(id, message)| self.send(node, id.0, &message));
         closes.into_iter().for_each(|id| self.close_link(node, id.0));
         if dial {
@@ -243,16 +298,20 @@ impl World {
     }
 
     pub(super) fn release(&mut self, node: usize, term: u64, output: &LoggedOutput) {
-        let record = self.arbiter.read().ok().flatten();
-        let backup = self.registered.get(&term);
-        let backup_covers = self
-            .nodes
-            .iter()
-            .filter(|other| Some(&other.name) == backup)
-            .find_map(|other| other.covers(term));
-        let custody = Custody { record: record.as_ref(), backup_covers };
+        let record = self.record();
+        let rule = self.rules.get(&term);
+        let counted = |other: &&Node| rule.is_some_and(|rule| rule.counts_on(&other.name));
+        let covered = self.nodes.iter().filter(counted).filter_map(|other| other.covers(term)).collect();
+        let log = self.nodes[node].log.as_ref().filter(|_| self.shape.durable);
+        let custody = Custody {
+            record: record.as_ref(),
+            rule,
+            covered,
+            durable: log.map(|log| log.durable_outputs().unwrap_or(0)),
+            lease_over: self.is_lease_over(node),
+        };
         let name = self.nodes[node].name.clone();
-        self.checks.released(&name, term, output, custody);
+        self.checks.released(&name, term, output, &custody);
         if let Output::Frame { frame, .. } = &output.output
             && let Some(reply) = Reply::from_frame(frame)
             && !self.random.chance(15)
@@ -262,12 +321,54 @@ impl World {
         }
     }
 
+    /// Takes something from an increment, as the mutation of this run says.
+    fn damage_increment(&mut self, whole: &mut WholeIncrement) {
+        let damaged = match self.options.mutation {
+            Some(Mutation::HalveIncrement) => {
+                whole.end.parts = whole.end.parts.saturating_sub(1);
+                whole.parts.pop().is_some()
+            }
+            Some(Mutation::SkipBlock) => whole.parts.iter_mut().any(|part| part.blocks.pop().is_some()),
+            _ => false,
+        };
+        if damaged {
+            self.count("increment damaged");
+        }
+    }
+
+    /// Law 5: the state that diverged is kept, on the backup.
+    fn keep_diverged(&mut self, node: usize) {
+        let Role::Backup(standing) = &mut self.nodes[node].role else { return };
+        match standing.worker.diverged_machine() {
+            Some(machine) => {
+                machine.begin_checkpoint(CheckpointExtent::Full);
+                machine.cancel_checkpoint(CheckpointExtent::Full);
+                self.count("diverged state kept: backup");
+            }
+            None => self.checks.violation("law 5: the state that diverged is gone".to_owned()),
+        }
+    }
+
+    /// Law 5: so is the other, on the primary.
+    pub(super) fn keep_primary_state(&mut self, node: usize) {
+        let clock_ns = self.clock_ns(node);
+        let Some(live) = self.nodes[node].primary() else { return };
+        let pages = |_, next: &mut dyn FnMut() -> CheckpointPart| {
+            std::iter::repeat_with(next).take_while(|part| !part.is_empty()).count()
+        };
+        if live.vcpu.keep_state(clock_ns, pages).is_some() {
+            self.count("diverged state kept: primary");
+        }
+        self.wake_thread(node, self.now_ns);
+    }
+
     pub(super) fn primary_finished(&mut self, node: usize, finish: &PrimaryFinish) {
         match finish {
             PrimaryFinish::Fenced { .. } => self.count("fenced"),
             PrimaryFinish::Stopped => self.count("stopped"),
             PrimaryFinish::GuestEnded { .. } => self.count("guest ended"),
             PrimaryFinish::HostFault { .. } => self.count("host fault"),
+            PrimaryFinish::SwitchedOver { .. } => self.count("switched over"),
         }
         self.trace(|| format!("{} finished: {finish:?}", self.nodes[node].name));
         if self.powering_off {
@@ -275,7 +376,7 @@ impl World {
         }
         // Whoever runs it starts it again, as a backup.
         let after_ns = self.random.between(20, 300) * MILLISECOND_NS;
-        self.stop_node(node, after_ns);
+        self.stop_node(node, false, after_ns);
     }
 
     pub(super) fn backup_finished(&mut self, node: usize, finish: BackupFinish) {
@@ -301,8 +402,14 @@ impl World {
         }
         let name = self.nodes[node].name.clone();
         self.checks.took_over(&name, machine.ledger().0);
+        let (base, durable) = (self.nodes[node].base.take(), self.nodes[node].durable.take());
+        match self.shape.durable {
+            true => self.write_log_now(node, Vec::new()),
+            false => self.end_log(node, false),
+        }
         self.nodes[node].epoch += 1;
         self.nodes[node].last_hop_ns = [0; 4];
+        (self.nodes[node].base, self.nodes[node].durable) = (base, durable);
         self.start_primary(node, machine, *start);
         self.hop(node, Hop::ToVcpu(ToVcpu::Input(Event::Control(log_format::Control::Announce))));
     }

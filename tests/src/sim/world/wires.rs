@@ -20,33 +20,42 @@ impl World {
     }
 
     pub(super) fn dialled(&mut self, node: usize) {
-        let other = 1 - node;
-        let listening = matches!(self.nodes[other].role, Role::Primary(_));
-        let whole = self.network.is_whole(node, other);
-        let now_ns = self.now_ns;
+        let (now_ns, clock_ns) = (self.now_ns, self.clock_ns(node));
+        let target = self.dial_target(node);
         let Some(standing) = self.nodes[node].backup() else { return };
-        if !listening || !whole {
-            standing.core.handle_dial_failed(now_ns);
+        let Some(other) = target else {
+            standing.core.handle_dial_failed(clock_ns);
             return self.pump(node);
-        }
+        };
         let epochs = [self.nodes[node].epoch, self.nodes[other].epoch];
         let link = self.network.connect([node, other], epochs);
         self.schedule(now_ns, What::Connected { node: other, epoch: epochs[1], link });
         let name = Some(self.nodes[other].name.clone());
         if let Some(standing) = self.nodes[node].backup() {
-            standing.core.handle_connected(backup::ConnectionId(link), name, now_ns);
+            standing.core.handle_connected(backup::ConnectionId(link), name, clock_ns);
         }
         self.pump(node);
     }
 
+    /// Who answers: each attempt begins with another host, so that a stale primary is not all
+    /// that is ever found.
+    fn dial_target(&mut self, node: usize) -> Option<usize> {
+        let hosts = self.nodes.len();
+        let first = self.nodes[node].dials;
+        self.nodes[node].dials += 1;
+        (0..hosts - 1).map(|turn| (node + 1 + (first + turn) % (hosts - 1)) % hosts).find(|other| {
+            matches!(self.nodes[*other].role, Role::Primary(_)) && self.network.is_whole(node, *other)
+        })
+    }
+
     pub(super) fn accepted(&mut self, node: usize, epoch: u64, link: u64) {
-        let now_ns = self.now_ns;
+        let clock_ns = self.clock_ns(node);
         let dialler = self.network.links.get(&link).map(|link| link.ends[0]);
         let name = dialler.map(|dialler| self.nodes[dialler].name.clone());
         let lives = self.lives(node, epoch) && name.is_some();
         match self.nodes[node].primary().filter(|_| lives) {
             Some(live) => {
-                live.core.handle_connected(primary::ConnectionId(link), name, now_ns);
+                live.core.handle_connected(primary::ConnectionId(link), name, clock_ns);
                 self.pump(node);
             }
             None => self.close_link(node, link),
@@ -86,7 +95,7 @@ impl World {
     }
 
     pub(super) fn deliver(&mut self, node: usize, link: u64, message: Message) {
-        let now_ns = self.now_ns;
+        let now_ns = self.clock_ns(node);
         match &mut self.nodes[node].role {
             Role::Primary(live) => {
                 live.core.handle_message(primary::ConnectionId(link), message, now_ns);
@@ -101,7 +110,7 @@ impl World {
 
     /// A node's core hears that a connection ended.
     pub(super) fn end_told(&mut self, node: usize, link: u64) {
-        let now_ns = self.now_ns;
+        let now_ns = self.clock_ns(node);
         match &mut self.nodes[node].role {
             Role::Primary(live) => live.core.handle_closed(primary::ConnectionId(link), now_ns),
             Role::Backup(standing) => standing.core.handle_closed(backup::ConnectionId(link), now_ns),
@@ -116,7 +125,7 @@ impl World {
         self.shut(id, end);
         if self.nodes[node].primary().is_some() {
             // The driver of a listener tells its core when a connection is gone.
-            let now_ns = self.now_ns;
+            let now_ns = self.clock_ns(node);
             if let Some(live) = self.nodes[node].primary() {
                 live.core.handle_closed(primary::ConnectionId(id), now_ns);
             }
