@@ -192,8 +192,12 @@ def build_secondwind():
         raise BenchError("cargo not found: install Rust (rustup.rs), or name a built binary with --secondwind") from None
     if done.returncode:
         raise BenchError("cargo build --release failed")
-    target = Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
-    return target / "release/secondwind"
+    return cargo_target() / "release/secondwind"
+
+
+def cargo_target():
+    """The folder that cargo builds into."""
+    return Path(os.environ.get("CARGO_TARGET_DIR", PROJECT / "target"))
 
 
 def cargo_tests(names, qemu_path, build_only=False):

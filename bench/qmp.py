@@ -1,4 +1,4 @@
-"""QEMU's machine protocol, as far as saving and restoring a machine needs it."""
+"""QEMU's machine protocol, as far as saving, restoring and protecting a machine needs it."""
 
 import json
 import socket
@@ -13,7 +13,7 @@ class Qmp:
     """A connection to the socket of `-qmp unix:PATH,server=on,wait=off`."""
 
     def __init__(self, path):
-        self.events = []
+        self.events = []  # of (name, seconds since 1970, by QEMU)
         self.socket = self.connect(path)
         self.socket.settimeout(TIMEOUT_S)
         self.lines = self.socket.makefile("r")
@@ -47,11 +47,16 @@ class Qmp:
         while True:
             said = self.receive()
             if "event" in said:
-                self.events.append(said["event"])
+                stamp = said["timestamp"]
+                self.events.append((said["event"], stamp["seconds"] + stamp["microseconds"] / 1e6))
             elif "return" in said:
                 return said["return"]
             else:
                 raise BenchError(f"QEMU refuses {command}: {said['error']['desc']}")
+
+    def times(self, name):
+        """When the events of this name came, as far as they were met by `call`."""
+        return [when for event, when in self.events if event == name]
 
     def save(self, path):
         """Stops the machine and writes it to a file, as fast as QEMU can. Seconds."""

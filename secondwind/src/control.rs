@@ -1,6 +1,6 @@
-//! The control socket of an agent: `secondwind status`, `takeover`, `stop` and `checkpoint` talk to
-//! a running machine through it. One line of JSON each way; a checkpoint's answer may have
-//! lines of progress before it.
+//! The control socket of an agent: `secondwind status`, `takeover`, `stop`, `checkpoint`, `switchover`
+//! and `migrate` talk to a running machine through it. One line of JSON each way; the answer of what
+//! takes its time may have lines of progress before it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -29,6 +29,23 @@ pub enum Request {
     PowerButton,
     /// Writes the machine's state to a file.
     Checkpoint(CheckpointRequest),
+    /// Hands the machine to another node.
+    Transfer(TransferRequest),
+    /// Compares the disks with the backups'.
+    CompareDisks,
+}
+
+/// To whom a machine is handed, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TransferRequest {
+    /// The node. `None`: any backup that could take over.
+    pub to: Option<String>,
+    /// Waits for the node to join and to come into step, for so many milliseconds at most until
+    /// it asks to join. `None`: it must be in step already.
+    pub join_within_ms: Option<u64>,
+    /// Whether this side goes on as a backup of the new primary, or ends.
+    pub keep_source: bool,
 }
 
 /// What an agent is told to do.
@@ -39,14 +56,18 @@ pub enum Order {
     /// Each line of the answer is sent when there is something to say; the one who asked has
     /// gone away when the channel is closed.
     Checkpoint(CheckpointRequest, mpsc::UnboundedSender<serde_json::Value>),
+    /// As [`Order::Checkpoint`].
+    Transfer(TransferRequest, mpsc::UnboundedSender<serde_json::Value>),
+    /// As above: what came of [`Request::CompareDisks`].
+    CompareDisks(mpsc::UnboundedSender<serde_json::Value>),
 }
 
 /// Longest request that is read.
 const REQUEST_LIMIT_BYTES: u64 = 64 << 10;
 /// How long `secondwind status` waits for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long `secondwind checkpoint` waits for a sign of progress.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a sign of progress is waited for.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The folder that holds the control sockets of this user's agents.
 pub fn runtime_folder() -> PathBuf {
@@ -125,9 +146,15 @@ async fn answer(
     tokio::time::timeout(ANSWER_TIMEOUT, reading.read_line(&mut line)).await??;
     let reply = match serde_json::from_str::<Request>(line.trim()) {
         Ok(Request::Status) => status.borrow().clone(),
-        Ok(Request::Checkpoint(request)) => {
+        Ok(request @ (Request::Checkpoint(_) | Request::Transfer(_) | Request::CompareDisks)) => {
             let (lines, mut replies) = mpsc::unbounded_channel();
-            if orders.try_send(Order::Checkpoint(request, lines)).is_err() {
+            let order = match request {
+                Request::Checkpoint(request) => Order::Checkpoint(request, lines),
+                Request::Transfer(request) => Order::Transfer(request, lines),
+                Request::CompareDisks => Order::CompareDisks(lines),
+                simple => Order::Simple(simple),
+            };
+            if orders.try_send(order).is_err() {
                 busy()
             } else {
                 return pass_on(&mut reading, &mut writing, &mut replies).await;
@@ -173,16 +200,23 @@ pub fn ask(path: &Path, request: Request) -> Result<serde_json::Value> {
     read_reply(&mut BufReader::new(stream), path)
 }
 
-/// Asks the agent at `path` for a checkpoint, and waits as long as it makes progress, which
-/// is given to `progress` now and then.
-pub fn ask_checkpoint(
+/// Asks the agent at `path` to compare its disks with the backups', and waits until it has.
+pub fn ask_to_compare_disks(path: &Path) -> Result<serde_json::Value> {
+    let mut stream = connect(path)?;
+    stream.write_all(format!("{}\n", serde_json::to_string(&Request::CompareDisks)?).as_bytes())?;
+    read_reply(&mut BufReader::new(stream), path)
+}
+
+/// Asks the agent at `path` for something that takes its time, and waits as long as it makes
+/// progress, which is given to `progress` now and then.
+pub fn ask_and_wait(
     path: &Path,
-    request: CheckpointRequest,
+    request: &Request,
     mut progress: impl FnMut(&serde_json::Value),
 ) -> Result<serde_json::Value> {
     let mut stream = connect(path)?;
-    stream.set_read_timeout(Some(CHECKPOINT_TIMEOUT))?;
-    stream.write_all(format!("{}\n", serde_json::to_string(&Request::Checkpoint(request))?).as_bytes())?;
+    stream.set_read_timeout(Some(PROGRESS_TIMEOUT))?;
+    stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     let mut stream = BufReader::new(stream);
     loop {
         let reply = read_reply(&mut stream, path)?;

@@ -25,6 +25,8 @@ mod restore;
 mod resume;
 mod status;
 mod switch;
+mod transfer;
+mod verify;
 mod vm;
 
 use std::io::IsTerminal;
@@ -57,6 +59,7 @@ struct Cli {
 enum Command {
     Primary(agent::PrimaryArgs),
     Backup(agent::BackupArgs),
+    Agent(agent::AgentArgs),
     Drill(drill::DrillArgs),
     Run(live::RunArgs),
     Record(live::RecordArgs),
@@ -70,7 +73,10 @@ enum Command {
     Keygen(keygen::KeygenArgs),
     Status(status::StatusArgs),
     Takeover(status::TakeoverArgs),
+    Switchover(transfer::SwitchoverArgs),
+    Migrate(transfer::MigrateArgs),
     Stop(status::StopArgs),
+    VerifyDisk(verify::VerifyDiskArgs),
 }
 
 /// How long this process runs.
@@ -86,6 +92,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Primary(args) => agent::primary(args),
         Command::Backup(args) => agent::backup(args),
+        Command::Agent(args) => agent::agent(args),
         Command::Drill(args) => drill::drill(args),
         Command::Run(args) => live::run(args),
         Command::Record(args) => live::record(args),
@@ -99,7 +106,10 @@ fn main() -> ExitCode {
         Command::Keygen(args) => keygen::keygen(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => status::status(args).map(|()| ExitCode::SUCCESS),
         Command::Takeover(args) => status::takeover(args).map(|()| ExitCode::SUCCESS),
+        Command::Switchover(args) => transfer::switchover(&args).map(|()| ExitCode::SUCCESS),
+        Command::Migrate(args) => transfer::migrate(&args).map(|()| ExitCode::SUCCESS),
         Command::Stop(args) => status::stop(args).map(|()| ExitCode::SUCCESS),
+        Command::VerifyDisk(args) => verify::verify_disk(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("secondwind: {}", one_line(&error));

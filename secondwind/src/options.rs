@@ -84,8 +84,9 @@ layered! {
         /// A comma in a path is written twice. Where no format is said, an image that begins as
         /// qcow2 does is qcow2, and any other raw. ro: the guest may only read. `secondwind run`
         /// writes to the image itself, or to the qcow2 file that overlay= names, which it makes
-        /// where it is missing, or, with snapshot, to a file that ends with it. All other
-        /// commands leave the image alone.
+        /// where it is missing, or, with snapshot, to a file that ends with it. `primary` and
+        /// `backup` write to the overlay, without overlay= to IMAGE.NAME-NODE.qcow2; all other
+        /// commands write nowhere.
         #[arg(long, value_name = "SPEC", help_heading = "Virtual machine", value_parser = disk_parser())]
         disk: Vec<DiskSpec>,
         /// Guest memory, as 256M or 1G [default: 64M for ledger, else 256M]
@@ -119,12 +120,24 @@ layered! {
         /// Name of this node, where there are no keys to take it from
         #[arg(long, value_name = "NODE", help_heading = "Pair")]
         node: Option<String>,
-        /// Who decides a takeover: lock:FILE on storage that both hosts share, or manual
+        /// Who decides a takeover: lock:FILE on storage that both hosts share,
+        /// etcd:HOST:PORT,HOST:PORT with options after it, etcd:@FILE.toml, which holds the same, or
+        /// manual
+        ///
+        /// Options of etcd, each after a comma: prefix=/secondwind, ttl=10s, timeout=5s, ca=FILE,
+        /// cert=FILE with key=FILE, user=NAME with password-file=FILE.
         #[arg(long, value_name = "ARBITER", help_heading = "Pair")]
         arbiter: Option<String>,
         /// Address on which a primary waits for backups [default: 127.0.0.1:7420]
         #[arg(long, value_name = "ADDRESS", help_heading = "Pair")]
         listen: Option<SocketAddr>,
+        /// Address of another node, where the primary may be when this node is not it; may be given
+        /// several times
+        ///
+        /// With it, a primary that another node replaces goes on as a backup. All nodes may have the
+        /// same list, in the same file: a node leaves itself out.
+        #[arg(long, value_name = "HOST:PORT", help_heading = "Pair")]
+        peer: Vec<String>,
         /// When the backup is lost: continue unprotected, or pause until one is back
         /// [default: continue]
         #[arg(long, value_name = "continue|pause", help_heading = "Pair")]
@@ -139,9 +152,15 @@ layered! {
         /// [default: in the runtime folder, by name and node]
         #[arg(long, value_name = "SOCKET", help_heading = "Pair")]
         control: Option<PathBuf>,
-        /// Primary: also write the log to this folder, for secondwind log and replay
+        /// Also write the log to this folder, for secondwind log and replay
+        ///
+        /// A backup begins a new one whenever it joins, and keeps the one before in `previous`.
         #[arg(long, value_name = "DIR", help_heading = "Pair")]
         log_dir: Option<PathBuf>,
+        /// Backup: fetch a disk image that is missing here at most this fast, in bytes per second, as
+        /// 20M [default: as fast as the link]
+        #[arg(long, value_name = "SIZE", help_heading = "Pair")]
+        sync_rate: Option<String>,
         /// Write what the guest prints to this file instead of standard output
         #[arg(long, value_name = "FILE", help_heading = "Pair")]
         console: Option<PathBuf>,
@@ -151,7 +170,58 @@ layered! {
     }
 }
 
-/// A configuration file: the tables of the sections above and, for a backup, its primaries.
+layered! {
+    /// How a machine is protected. Table `[protection]`. All nodes should say the same: whoever is the
+    /// primary goes by its own.
+    ProtectionOptions {
+        /// What is shipped: replay (the log, which backups execute along), hybrid (the log, and a
+        /// checkpoint now and then), checkpoint (checkpoints only), or auto, which chooses
+        /// [default: replay]
+        #[arg(long, value_name = "replay|hybrid|checkpoint|auto", help_heading = "Protection")]
+        mode: Option<String>,
+        /// How many backups are taken; other nodes that ask stand by [default: 1]
+        #[arg(long, value_name = "N", help_heading = "Protection")]
+        backups: Option<usize>,
+        /// How many backups must hold an output before it leaves: all, quorum (more than half) or any
+        /// [default: all]
+        #[arg(long, value_name = "all|quorum|any", help_heading = "Protection")]
+        release: Option<String>,
+        /// When the log counts as held: in the backups' memory, or on disk on every node, this one too,
+        /// which takes --log-dir [default: memory]
+        ///
+        /// With disk, nothing that was acknowledged is lost when all nodes fail at once: the same commands
+        /// go on from the logs.
+        #[arg(long, value_name = "memory|disk", help_heading = "Protection")]
+        durability: Option<String>,
+        /// Mode hybrid: how long a takeover may need to replay the log, in milliseconds [default: 1000]
+        #[arg(long, value_name = "MS", help_heading = "Protection")]
+        takeover_within_ms: Option<u64>,
+    }
+}
+
+layered! {
+    /// When checkpoints are taken in mode `checkpoint`. Table `[checkpoint]`, without the flags'
+    /// `checkpoint-`.
+    CheckpointOptions {
+        /// Most checkpoints per second, 1 to 1000 [default: 100]
+        #[arg(long = "checkpoint-rate", value_name = "N", help_heading = "Protection")]
+        rate: Option<u64>,
+        /// Fewest checkpoints per second, 1 to --checkpoint-rate [default: 10]
+        #[arg(long = "checkpoint-rate-min", value_name = "N", help_heading = "Protection")]
+        rate_min: Option<u64>,
+        /// Aim for the time that the guest stands still at a checkpoint, in milliseconds [default: 1]
+        #[arg(long = "checkpoint-pause-ms", value_name = "MS", help_heading = "Protection")]
+        pause_ms: Option<f64>,
+        /// Aim for the time that an output waits for its checkpoint, in milliseconds [default: 30]
+        #[arg(long = "checkpoint-delay-ms", value_name = "MS", help_heading = "Protection")]
+        delay_ms: Option<f64>,
+        /// What begins a checkpoint: the clock, or an output that waits [default: clock]
+        #[arg(long = "checkpoint-trigger", value_name = "clock|output", help_heading = "Protection")]
+        trigger: Option<String>,
+    }
+}
+
+/// A configuration file: the tables of the sections above and the other nodes' addresses.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ConfigFile {
@@ -161,9 +231,18 @@ pub struct ConfigFile {
     /// How an agent finds and trusts the others.
     #[serde(default)]
     pub pair: PairOptions,
-    /// Addresses at which a backup looks for the primary.
+    /// How the machine is protected.
+    #[serde(default)]
+    pub protection: ProtectionOptions,
+    /// When checkpoints are taken.
+    #[serde(default)]
+    pub checkpoint: CheckpointOptions,
+    /// Addresses at which the primary may be.
     #[serde(default)]
     pub primary: Vec<String>,
+    /// Addresses of the nodes that stand by: to find the primary, the same as those above.
+    #[serde(default)]
+    pub backups: Vec<String>,
 }
 
 impl ConfigFile {

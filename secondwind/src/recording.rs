@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use backup::{Counted, Replayer};
 use log_format::checkpoint_file::Root;
-use log_format::{ChainHash, Position, SegmentHeader};
+use log_format::{ChainHash, CheckpointStart, Message, Position, SegmentHeader};
 use machine::{Machine, RiscvMachine};
-use store::LogReader;
 use store::checkpoint::{Chain, SecretKey, Trust};
+use store::{LogFolder, LogReader};
 
 use crate::disk::DiskMode;
 use crate::vm::Vm;
@@ -57,10 +57,44 @@ impl Recording {
         check_identity(&machine, &reader)?;
         let replayer = match reader.header().log_start {
             0 => Replayer::new(machine, 0, Counted::default()),
+            _ if LogFolder::start_path(dir).exists() => after_start(dir, machine, reader.header())?.0,
             _ => after_checkpoint(dir, &vm, machine, reader.header(), secret)?,
         };
         Ok(Recording { dir: dir.to_owned(), vm, reader, replayer })
     }
+}
+
+/// Brings a machine to the state at which an agent's log starts, and says what was sent before it and not
+/// known to be released.
+pub fn after_start(
+    dir: &Path,
+    mut machine: RiscvMachine,
+    header: &SegmentHeader,
+) -> Result<(Replayer<RiscvMachine>, Box<CheckpointStart>)> {
+    let path = LogFolder::start_path(dir);
+    let unfit = || format!("{} does not fit this machine", path.display());
+    let mut start = None;
+    store::read_checkpoint(&path, |message| {
+        match message {
+            Message::CheckpointHead(head) => {
+                machine.restore_begin(&head.head).with_context(unfit)?;
+                start = Some(Box::new(head));
+            }
+            Message::CheckpointPart(part) => machine.restore_part(&part).with_context(unfit)?,
+            _ => {}
+        }
+        anyhow::Ok(())
+    })?;
+    let Some(start) = start.filter(|start| (start.position, start.chain) == (header.position, header.chain))
+    else {
+        bail!("{} is not the state at which this log starts; put that one there", path.display());
+    };
+    if machine.digest() != start.head.digest {
+        bail!("{}: the restored state is not the one that was kept; it cannot be used", path.display());
+    }
+    let counted = Counted { events: start.events_before, outputs: start.head.outputs_before };
+    machine.restore_end();
+    Ok((Replayer::new(machine, header.position.sequence, counted), start))
 }
 
 /// Brings a machine to the checkpoint at which the log starts.

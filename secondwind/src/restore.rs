@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use log_format::SegmentHeader;
-use machine::{Machine, RiscvMachine};
+use machine::{CheckpointExtent, Machine, RiscvMachine};
 use primary::Begun;
 use serde_json::{Value, json};
 use store::checkpoint::{Chain, CheckpointFile, CheckpointWriter, Images, SecretKey};
@@ -245,7 +245,7 @@ impl RecordedStart<'_> {
             images: Images::new(recipe::images(self.vm, false)?),
             recipe: description.recipe.clone(),
         };
-        let head = machine.begin_checkpoint();
+        let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
         let begun = Begun {
             head,
             events_before: description.events_before,

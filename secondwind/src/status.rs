@@ -81,7 +81,8 @@ pub fn status(args: StatusArgs) -> Result<()> {
 /// Prints the fields of an answer, nested ones indented.
 fn print(answer: &Value) {
     println!("{} {} on {}", text(&answer["role"]), text(&answer["name"]), text(&answer["node"]));
-    print_fields(answer, &["role", "name", "node"]);
+    // The first of `backups` is there under its old name too.
+    print_fields(answer, &["role", "name", "node", "backup"]);
 }
 
 /// Prints the fields of an object but those of these names.

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use machine::disk::BlockStore;
-use machine::{BootImages, BootKind, DiskConfig, MachineConfig, NetConfig, RiscvMachine};
+use machine::{
+    BootImages, BootKind, DiskConfig, Machine, MachineConfig, NetConfig, PrimacyStart, RiscvMachine,
+};
 use netbuf::{Forward, NetKind, NetSpec};
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +136,31 @@ impl Vm {
             ..MachineConfig::default()
         };
         Ok(Vm { config, images, disks, nets })
+    }
+
+    /// Keeps what the guest writes to its disks, on this node: see [`DiskSpec::keep`].
+    pub fn keep_disks(&mut self, name: &str, node: &str) {
+        self.disks.iter_mut().for_each(|disk| disk.keep(name, node));
+    }
+
+    /// Where the primacy of a machine that was just built begins.
+    ///
+    /// # Errors
+    /// When a disk cannot be begun with, or the log could not be replayed: `logs` says whether
+    /// one is written.
+    pub fn first_primacy(&self, machine: &mut RiscvMachine, term: u64, logs: bool) -> Result<PrimacyStart> {
+        disk::check_complete(&self.disks)?;
+        let identity = machine.identity();
+        if machine.has_base_disks() {
+            return Ok(PrimacyStart::boot(&identity, term));
+        }
+        if logs {
+            bail!(
+                "the disks keep what an earlier run wrote, so a log from this boot on could not be replayed; \
+                 leave --log-dir out, or begin with new overlays (overlay=FILE) or with snapshot"
+            );
+        }
+        Ok(PrimacyStart::boot_with_kept_disks(&identity, machine.digest(), term))
     }
 
     /// Makes the machine.
@@ -329,6 +356,11 @@ fn disks_of(options: &VmOptions) -> Vec<DiskSpec> {
         return vec![DiskSpec { format: Some(Format::Raw), snapshot: true, ..DiskSpec::new(path) }];
     }
     options.disk.clone()
+}
+
+/// Says how to make the Debian guest if it is not there.
+pub fn find_debian() -> Result<()> {
+    debian_file("Image").map(drop)
 }
 
 /// A file of the Debian guest.

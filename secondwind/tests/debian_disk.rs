@@ -3,10 +3,14 @@
 //!
 //! Needs the guest of guest/debian/build, qemu-img and e2fsck: `tests/run` sees to them.
 
+mod common;
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use common::Cluster;
 
 fn secondwind() -> Command {
     Command::new(env!("CARGO_BIN_EXE_secondwind"))
@@ -111,6 +115,90 @@ fn debian_finds_what_sqlite_flushed_after_a_power_cut() {
     }
     let checked = qemu_img([OsStr::new("check"), overlay.as_os_str()]);
     assert!(checked.contains("No errors"), "a machine that ends closes its images: {checked}");
+}
+
+#[test]
+fn debian_finds_what_it_flushed_before_its_primary_was_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let disk = |overlay: &str| format!("{},overlay={}", root_image().display(), path(overlay).display());
+    let primary = |job: &str| {
+        let mut command = secondwind();
+        command.args(["primary", "--insecure", "--node", "a", "--listen", "127.0.0.1:0", "--arbiter"]);
+        command.arg(format!("lock:{}", path("lock").display())).arg("--control").arg(path("socket"));
+        command.args(["--guest", "debian-disk", "--net", "none", "--disk", &disk("mine.qcow2"), "--append"]);
+        command.arg(format!("secondwind.run={job}")).stdin(Stdio::null());
+        command
+    };
+    let mut running = primary("sqlite:1000").stdout(Stdio::piped()).spawn().unwrap();
+    let console = BufReader::new(running.stdout.take().unwrap());
+    let committed = console.lines().any(|line| line.is_ok_and(|line| line.contains("mode=delete round=2")));
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert!(committed, "the guest ended before it worked");
+
+    // What the kill left, once its journal is put into it.
+    for name in ["qcow2", "qcow2.journal"] {
+        std::fs::copy(path(&format!("mine.{name}")), path(&format!("killed.{name}"))).unwrap();
+    }
+    let verify = |other: &str, status: i32| {
+        let mut verify = secondwind();
+        verify.args(["verify-disk", &disk("killed.qcow2"), other, "--json"]);
+        serde_json::from_str::<serde_json::Value>(&run(&mut verify, &[status])).unwrap()
+    };
+    let image = root_image();
+    assert!(verify(&image.display().to_string(), 3)["differing_blocks"].as_u64() > Some(10));
+    assert_eq!(verify(&disk("killed.qcow2"), 0)["equal"], true);
+    assert!(!path("killed.qcow2.journal").exists());
+    check_image(&path("killed.qcow2"), folder.path());
+
+    let after = run(&mut primary("sqlite-check"), &[0]);
+    for (mode, least) in [("delete", 2), ("wal", 1)] {
+        let found = line(&after, &format!("SQLITE-CHECK mode={mode} "));
+        let rounds =
+            found.strip_prefix("rounds=").and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
+        assert!(rounds >= Some(least) && found.contains("integrity=ok"), "mode {mode}: {found}");
+    }
+    assert!(!path("mine.qcow2.journal").exists(), "a machine that ends closes its disks");
+    check_image(&path("mine.qcow2"), folder.path());
+}
+
+#[test]
+fn the_disks_of_a_pair_are_equal_also_after_one_side_was_away() {
+    let mut cluster = Cluster::new();
+    let nodes = ["a", "b"];
+    let image = root_image().display().to_string();
+    let start = |cluster: &mut Cluster, command: &str, node: &str| {
+        let disk = format!("{image},overlay={}", cluster.path(&format!("{node}.qcow2")).display());
+        let guest = ["--guest", "debian-disk", "--append", "secondwind.run=sqlite:1000", "--disk", &disk];
+        cluster.start(command, node, &nodes, &guest);
+    };
+    let verify = |cluster: &Cluster, node: &str| -> serde_json::Value {
+        let socket = cluster.socket(node).display().to_string();
+        let output = common::secondwind(&["verify-disk", &socket, "--json"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors} {}", String::from_utf8_lossy(&output.stdout));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    start(&mut cluster, "primary", "a");
+    start(&mut cluster, "backup", "b");
+    cluster.wait_protected("a");
+    let written = |found: &serde_json::Value| found["written_blocks"].as_u64().unwrap();
+    let mut found = verify(&cluster, "a");
+    while written(&found) < 100 {
+        found = verify(&cluster, "a");
+    }
+    assert_eq!(found["backups"][0]["node"], "b");
+
+    // It comes back as another process, with what its disk kept.
+    cluster.kill("a");
+    cluster.wait_role("b", "primary");
+    start(&mut cluster, "backup", "a");
+    cluster.wait_protected("b");
+    let events = cluster.events("b");
+    let shipped = events.iter().rev().find(|event| event["event"] == "checkpoint-shipped").unwrap();
+    assert!(shipped["saved_bytes"].as_u64() > Some(100 * 4096), "{shipped}");
+    assert!(written(&verify(&cluster, "b")) >= 100);
 }
 
 /// The image is whole but for space that a power cut may leave unused, and so is the file

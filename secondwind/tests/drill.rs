@@ -133,6 +133,15 @@ fn debian_and_redis_outlive_their_primary() {
     assert_eq!(report["guest"], "debian");
 }
 
+#[test]
+fn debian_and_redis_on_a_disk_outlive_their_primary() {
+    if !debian_is_there() {
+        return;
+    }
+    let report = Stage::new().pass(&["--guest", "debian", "--disk", "64M", "--kills", "2"]);
+    assert_eq!(rounds(&report).len(), 2);
+}
+
 /// Whether guest/debian/build has been run; tests/run does so before this.
 fn debian_is_there() -> bool {
     let output = Command::new(env!("CARGO_BIN_EXE_secondwind"))

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
-use link::arbiter::{Arbiter, LockFileArbiter, ManualArbiter, ManualHandle};
+use link::arbiter::{Arbiter, EtcdArbiter, EtcdConfig, LockFileArbiter, ManualArbiter, ManualHandle};
 use link::detector::DetectorConfig;
 use link::keys::{KeyPaths, NodeKeys, check_node_name};
 use link::tls::{PairTls, Security};
-use log_format::MachineIdentity;
-use primary::OnBackupLoss;
+use log_format::{MachineIdentity, PROTOCOL_VERSION};
+use primary::{Durability, OnBackupLoss};
 use serde_json::Value;
 
+use super::protection::Protection;
 use crate::control;
 use crate::options::PairOptions;
 
@@ -33,12 +34,18 @@ pub struct Settings {
     pub arbiter: ArbiterChoice,
     /// Where backups are waited for.
     pub listen: String,
+    /// Addresses at which the primary may be, when this node is not it.
+    pub peers: Vec<String>,
     /// The control socket.
     pub control: PathBuf,
     /// Folder of the log on disk.
     pub log_dir: Option<PathBuf>,
+    /// Most bytes of a disk image to fetch in a second.
+    pub sync_rate_bytes: Option<u64>,
     /// File of the timeline.
     pub timeline: Option<PathBuf>,
+    /// How the machine is protected.
+    pub protection: Protection,
     console: Option<PathBuf>,
     on_backup_loss: OnBackupLoss,
     heartbeat_interval_ns: u64,
@@ -46,8 +53,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Checks the options, and loads the keys.
-    pub fn new(options: PairOptions) -> Result<Settings> {
+    /// Checks the options, and loads the keys. `peers` are addresses of other nodes that were named
+    /// beside the options.
+    pub fn new(options: PairOptions, protection: Protection, peers: Vec<String>) -> Result<Settings> {
         let name = options.name.unwrap_or_else(|| DEFAULT_NAME.to_owned());
         if name.is_empty() || name.len() > 63 || name.contains(['/', '\0']) {
             bail!("--name {name:?} is not a name; use 1 to 63 characters without a slash");
@@ -66,17 +74,23 @@ impl Settings {
             detector.max_timeout_ns = detector.max_timeout_ns.max(detector.min_timeout_ns);
         }
         detector.check().context("--heartbeat-ms and --detection-floor-ms")?;
+        let listen = options.listen.map_or_else(|| DEFAULT_LISTEN.to_owned(), |address| address.to_string());
+        let peers = other_nodes([options.peer, peers].concat(), &listen)?;
         let control = options.control.unwrap_or_else(|| control::default_socket(&name, &node));
         let arbiter = ArbiterChoice::parse(options.arbiter.as_deref(), &name, &control)?;
+        let sync_rate = options.sync_rate.as_deref().map(crate::options::parse_size_bytes);
         Ok(Settings {
             on_backup_loss: match options.on_backup_loss.as_deref() {
                 None | Some("continue") => OnBackupLoss::Continue,
                 Some("pause") => OnBackupLoss::Pause,
                 Some(other) => bail!("--on-backup-loss {other:?} is not a policy; choose continue or pause"),
             },
-            listen: options.listen.map_or_else(|| DEFAULT_LISTEN.to_owned(), |address| address.to_string()),
+            listen,
+            peers,
+            protection,
             heartbeat_interval_ns: detector.heartbeat_interval_ns,
             log_dir: options.log_dir,
+            sync_rate_bytes: sync_rate.transpose().context("--sync-rate")?,
             timeline: options.timeline,
             console: options.console,
             name,
@@ -91,9 +105,15 @@ impl Settings {
     /// How a primary works with these settings.
     pub fn primary_core(&self, identity: MachineIdentity) -> primary::CoreConfig {
         primary::CoreConfig {
+            protocol_max: protocol_max(),
             on_backup_loss: self.on_backup_loss,
             heartbeat_interval_ns: self.heartbeat_interval_ns,
             detector: self.detector,
+            backups_max: self.protection.backups,
+            release: self.protection.release,
+            durability: self.protection.durability,
+            mode: self.protection.mode,
+            epoch: self.protection.epoch,
             ..primary::CoreConfig::new(&self.name, &self.node, identity)
         }
     }
@@ -101,9 +121,16 @@ impl Settings {
     /// How a backup works with these settings.
     pub fn backup_core(&self, identity: MachineIdentity) -> backup::CoreConfig {
         backup::CoreConfig {
+            protocol_max: protocol_max(),
             detector: self.detector,
+            durable: self.is_durable(),
             ..backup::CoreConfig::new(&self.name, &self.node, identity)
         }
+    }
+
+    /// Whether nothing counts as held that is not on disk.
+    pub fn is_durable(&self) -> bool {
+        self.protection.durability == Durability::Disk
     }
 
     /// Where the guest's console goes.
@@ -141,6 +168,32 @@ impl Settings {
         }
         status
     }
+}
+
+/// The addresses of the other nodes, each once. All nodes may have the same list: this node's own
+/// address is left out of it.
+fn other_nodes(named: Vec<String>, listen: &str) -> Result<Vec<String>> {
+    let mut peers: Vec<String> = Vec::new();
+    for address in named {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            bail!("{address:?} is not the address of a node; write it as HOST:PORT");
+        }
+        if address != listen && !peers.contains(&address) {
+            peers.push(address);
+        }
+    }
+    Ok(peers)
+}
+
+/// The environment variable that keeps a node from speaking later versions of the protocol: for
+/// drills of rolling upgrades.
+pub const PROTOCOL_VARIABLE: &str = "SECONDWIND_PROTOCOL_MAX";
+
+/// The highest version of the protocol that this node speaks.
+fn protocol_max() -> u8 {
+    let wanted = std::env::var(PROTOCOL_VARIABLE).ok().and_then(|text| text.parse().ok());
+    wanted.map_or(PROTOCOL_VERSION, |version: u8| version.clamp(1, PROTOCOL_VERSION))
 }
 
 /// This node's name, and how it shows it to others.
@@ -212,15 +265,22 @@ impl ArbiterChoice {
                 let manual = Manual { arbiter: Arc::clone(&arbiter), handle, granted: Arc::default() };
                 Ok(ArbiterChoice { arbiter, manual: Some(manual) })
             }
-            Some(other) => match other.strip_prefix("lock:") {
-                Some(path) if !path.is_empty() => {
-                    Ok(ArbiterChoice { arbiter: Arc::new(LockFileArbiter::open(path, vm)?), manual: None })
-                }
-                _ => bail!("--arbiter {other:?} is no arbiter; choose lock:FILE or manual"),
-            },
+            Some(other) => {
+                let arbiter: Arc<dyn Arbiter> = match other.split_once(':') {
+                    Some(("lock", path)) if !path.is_empty() => Arc::new(LockFileArbiter::open(path, vm)?),
+                    Some(("etcd", spec)) => {
+                        let config = EtcdConfig::parse(spec).context("--arbiter")?;
+                        Arc::new(EtcdArbiter::open(&config, vm)?)
+                    }
+                    _ => bail!(
+                        "--arbiter {other:?} is no arbiter; choose lock:FILE, etcd:HOST:PORT,... or manual"
+                    ),
+                };
+                Ok(ArbiterChoice { arbiter, manual: None })
+            }
             None => bail!(
                 "no arbiter: name a file on storage that both hosts share with --arbiter lock:FILE, \
-                 or decide yourself with --arbiter manual"
+                 or etcd with --arbiter etcd:HOST:PORT,..., or decide yourself with --arbiter manual"
             ),
         }
     }
@@ -268,5 +328,20 @@ impl ArbiterChoice {
     fn question(&self) -> Option<String> {
         let question = self.manual.as_ref()?.handle.pending()?;
         Some(question.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_list_of_nodes_serves_them_all() {
+        let list = ["a:1", "b:2", "a:1", "[::1]:3"].map(str::to_owned).to_vec();
+        assert_eq!(other_nodes(list.clone(), "b:2").unwrap(), ["a:1", "[::1]:3"]);
+        assert_eq!(other_nodes(list, "c:2").unwrap(), ["a:1", "b:2", "[::1]:3"]);
+        for bad in ["host", "host:", ":7420", "host:0", "host:70000"] {
+            assert!(other_nodes(vec![bad.to_owned()], "").is_err(), "{bad}");
+        }
     }
 }

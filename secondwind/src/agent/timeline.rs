@@ -62,7 +62,14 @@ pub fn of_primary(event: &PrimaryEvent) -> (&'static str, Value) {
         PrimaryEvent::Joining { node, plan } => {
             ("joining", json!({ "backup": node, "plan": format!("{plan:?}").to_lowercase() }))
         }
-        PrimaryEvent::CheckpointShipped { parts } => ("checkpoint-shipped", json!({ "parts": parts })),
+        PrimaryEvent::CheckpointShipped { parts, counts } => (
+            "checkpoint-shipped",
+            json!({
+                "parts": parts, "shipped_bytes": counts.shipped_bytes(),
+                "offered_bytes": counts.offered_bytes, "saved_bytes": counts.saved_bytes(),
+            }),
+        ),
+        PrimaryEvent::DisksCompared(found) => ("disks-compared", super::orders::describe_comparison(found)),
         PrimaryEvent::Protected { backup } => ("protected", json!({ "backup": backup })),
         PrimaryEvent::BackupLost { node, reason } => {
             ("backup-lost", json!({ "backup": node, "why": reason }))
@@ -79,6 +86,12 @@ pub fn of_primary(event: &PrimaryEvent) -> (&'static str, Value) {
         PrimaryEvent::ProtocolError { text } => ("protocol-error", json!({ "why": text })),
         PrimaryEvent::GuestEnded { code } => ("guest-ended", json!({ "code": code })),
         PrimaryEvent::Finished => ("finished", json!({})),
+        PrimaryEvent::ModeChanged { mode, why } => {
+            ("mode-changed", json!({ "mode": mode.name(), "why": why }))
+        }
+        PrimaryEvent::LeaseLost => ("lease-lost", json!({})),
+        PrimaryEvent::LeaseHeld => ("lease-held", json!({})),
+        PrimaryEvent::SwitchoverFailed { text } => ("switchover-failed", json!({ "why": text })),
     }
 }
 
@@ -97,6 +110,8 @@ pub fn of_backup(event: &BackupEvent) -> (&'static str, Value) {
         BackupEvent::Suspected { text } => ("suspected", json!({ "why": text })),
         BackupEvent::ArbiterUnreachable { text } => ("arbiter-unreachable", json!({ "why": text })),
         BackupEvent::ClaimRefused { text } => ("claim-refused", json!({ "why": text })),
+        BackupEvent::ModeChanged { mode } => ("mode-changed", json!({ "mode": mode.name() })),
+        BackupEvent::BidPlaced { held } => ("bid-placed", json!({ "held_sequence": held })),
         BackupEvent::TakingOver { term, unreplayed_bytes } => {
             ("taking-over", json!({ "term": term, "unreplayed_bytes": unreplayed_bytes }))
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use machine::{Machine, RiscvMachine};
+use machine::{CheckpointExtent, Machine, RiscvMachine};
 use primary::Begun;
 use serde_json::Value;
 use store::checkpoint::CheckpointWriter;
@@ -80,7 +80,7 @@ pub fn checkpoint(args: &CheckpointArgs) -> Result<()> {
         _ => {
             let socket = control::find_socket(vm)?;
             let live = std::io::stderr().is_terminal();
-            let result = control::ask_checkpoint(&socket, request, |progress| {
+            let result = control::ask_and_wait(&socket, &control::Request::Checkpoint(request), |progress| {
                 if live {
                     eprint!("\r\x1b[K{} bytes written", progress["bytes"]);
                     let _ = std::io::stderr().flush();
@@ -156,7 +156,7 @@ fn of_recording(dir: &Path, icount: u64, request: &CheckpointRequest) -> Result<
     }
     // A recording knows no wall clock of this place: a restore goes on from now.
     let (events_before, unix_ns) = (replayer.replayed().events, crate::vm::unix_ns());
-    let head = replayer.machine_mut().begin_checkpoint();
+    let head = replayer.machine_mut().begin_checkpoint(CheckpointExtent::Full).head;
     let begun = Begun { head, events_before, unix_ns, pause_ns: 0 };
     let name = &recording.reader.header().vm;
     let mut writer = CheckpointWriter::create(&request.file, prepared.plan(name, &begun))?;
@@ -168,7 +168,7 @@ fn of_recording(dir: &Path, icount: u64, request: &CheckpointRequest) -> Result<
 /// Writes all that a checkpoint begun by a machine has, which stands still meanwhile.
 pub fn take_all(machine: &mut RiscvMachine, writer: &mut CheckpointWriter<'_>) -> Result<()> {
     loop {
-        let part = machine.take_checkpoint_pages(BITE_UNITS);
+        let part = machine.take_checkpoint_pages(CheckpointExtent::Full, BITE_UNITS);
         if part.is_empty() {
             return Ok(());
         }

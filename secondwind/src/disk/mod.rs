@@ -3,12 +3,14 @@
 //! ```text
 //!   --disk ──> spec ──> image (raw, or qcow2 over a chain) ──> store ──> machine
 //!                         │ lock: ours and QEMU's                ├ DirectDisk: run
+//!                         │                                      ├ KeptDisk: primary and backup
 //!                         └ hash: of what the guest sees         └ OverlayDisk: all others
 //! ```
 
 mod hash;
 mod header;
 mod image;
+mod kept;
 mod lock;
 mod qcow2;
 mod spec;
@@ -24,9 +26,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use machine::disk::BlockStore;
 
+pub use image::Image;
+pub use kept::sync_folder;
 pub use spec::{DiskSpec, Format};
 
-use image::{Image, OpenedFile, RawImage};
+use image::{OpenedFile, RawImage};
+use kept::KeptDisk;
 use lock::Access;
 use qcow2::Qcow2Image;
 use store::{DirectDisk, OverlayDisk};
@@ -48,6 +53,9 @@ const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 /// # Errors
 /// When a file of it is not there, is in use, is damaged or cannot be served.
 pub fn open(spec: &DiskSpec, mode: DiskMode) -> Result<Box<dyn BlockStore>> {
+    if let Some(overlay) = &spec.kept {
+        return open_kept(spec, overlay);
+    }
     let keeps = mode == DiskMode::Direct && !spec.snapshot;
     if keeps && let Some(overlay) = &spec.overlay {
         make_overlay(spec, overlay)?;
@@ -65,6 +73,35 @@ pub fn open(spec: &DiskSpec, mode: DiskMode) -> Result<Box<dyn BlockStore>> {
         .and_then(|overlay| OverlayDisk::new(image, hash, overlay))
         .with_context(|| format!("cannot make an overlay for {shown}; free some space"))?;
     Ok(Box::new(overlay))
+}
+
+/// Opens a disk to look at what the guest would see.
+///
+/// # Errors
+/// When a file of it is not there, is written to, is damaged or cannot be served.
+pub fn open_to_read(spec: &DiskSpec) -> Result<Box<dyn Image>> {
+    Ok(open_image(spec, Access::Read)?.0)
+}
+
+/// Opens a disk of a protected machine. Its hash is that of the image below the overlay.
+fn open_kept(spec: &DiskSpec, overlay: &Path) -> Result<Box<dyn BlockStore>> {
+    make_overlay(spec, overlay)?;
+    let (base, _) = open_image(spec, Access::Read)?;
+    let hash = hash_of(&*base, &spec.path)?;
+    Ok(Box::new(KeptDisk::open(overlay, &spec.path, base, hash)?))
+}
+
+/// Refuses disks that cannot be begun with, since they are part of one state and part of another.
+///
+/// # Errors
+/// When there is one.
+pub fn check_complete(specs: &[DiskSpec]) -> Result<()> {
+    for overlay in specs.iter().filter_map(|spec| spec.kept.as_deref()) {
+        if kept::is_incomplete(overlay)? {
+            bail!("{}", kept::Incomplete(overlay));
+        }
+    }
+    Ok(())
 }
 
 impl DiskSpec {
@@ -94,6 +131,7 @@ fn open_image(spec: &DiskSpec, access: Access) -> Result<(Box<dyn Image>, bool)>
                 overlay.display()
             );
         }
+        kept::recover(overlay)?;
         let opened = OpenedFile::open(overlay, access)?;
         qcow2::check_overlay(&opened, &spec.path)?;
         return Ok((Box::new(Qcow2Image::new(opened)?), false));
@@ -121,7 +159,10 @@ fn make_overlay(spec: &DiskSpec, overlay: &Path) -> Result<()> {
 }
 
 /// Hashes what the guest sees; tells a terminal how far it is when that takes long.
-fn hash_of(image: &dyn Image, path: &Path) -> Result<[u8; 32]> {
+///
+/// # Errors
+/// When the image cannot be read.
+pub fn hash_of(image: &dyn Image, path: &Path) -> Result<[u8; 32]> {
     let started = Instant::now();
     let shown = Mutex::new(started);
     let is_shown = std::io::stderr().is_terminal();

@@ -5,6 +5,7 @@
 //! handed open files and opens none by itself, so an image leads nowhere but down a chain
 //! that was checked.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -15,8 +16,8 @@ use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{
-    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping, Storage,
-    StorageOpenOptions,
+    DenyImplicitOpenGate, DynStorage, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, Mapping,
+    ShallowMapping, Storage, StorageOpenOptions,
 };
 
 use super::header::Header;
@@ -27,9 +28,12 @@ use super::spec::Format;
 /// Most images in a chain.
 const MAX_LAYERS: usize = 64;
 
+/// What the bytes of an image are in: a file, or one that is written to by way of a journal.
+type AnyStorage = Box<dyn DynStorage>;
+
 /// A qcow2 image over its backing chain.
 pub struct Qcow2Image {
-    access: FormatAccess<ImagoFile>,
+    access: FormatAccess<AnyStorage>,
     path: PathBuf,
     is_writable: bool,
     cluster_bytes: u64,
@@ -43,8 +47,42 @@ impl Qcow2Image {
     pub fn new(top: OpenedFile) -> Result<Qcow2Image> {
         let (path, is_writable) = (top.path.clone(), top.access == Access::Write);
         let cluster_bytes = header_of(&top)?.cluster_bytes;
-        let access = open_layer(top, Format::Qcow2, &mut Vec::new())?;
+        let access = open_layer(top, Format::Qcow2, None, &mut Vec::new())?;
         Ok(Qcow2Image { access, path, is_writable, cluster_bytes })
+    }
+
+    /// Opens the image in `top` for writing, by way of `storage`, which has the same bytes.
+    ///
+    /// # Errors
+    /// As [`Qcow2Image::new`].
+    pub fn with_storage(top: OpenedFile, storage: AnyStorage) -> Result<Qcow2Image> {
+        let path = top.path.clone();
+        let cluster_bytes = header_of(&top)?.cluster_bytes;
+        let access = open_layer(top, Format::Qcow2, Some(storage), &mut Vec::new())?;
+        Ok(Qcow2Image { access, path, is_writable: true, cluster_bytes })
+    }
+
+    /// Forgets all that this image holds over those below it.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn discard_all(&mut self) -> io::Result<()> {
+        self.access.discard_to_backing(0, self.access.size())
+    }
+
+    /// Whether the stretch at `at` is this image's own, not one's below it; and how far it goes,
+    /// at most `limit_bytes`.
+    ///
+    /// # Errors
+    /// When the host fails.
+    pub fn own_extent(&self, at: u64, limit_bytes: u64) -> io::Result<(bool, u64)> {
+        let (mapping, len_bytes) = self.access.get_shallow_mapping(at, limit_bytes)?;
+        let is_own = match mapping {
+            ShallowMapping::Indirect { .. } => false,
+            ShallowMapping::Zero { explicit, .. } => explicit,
+            _ => true,
+        };
+        Ok((is_own, len_bytes.clamp(1, limit_bytes)))
     }
 
     fn zero_clusters(&mut self, at: u64, len_bytes: u64, release: bool) -> io::Result<()> {
@@ -98,12 +136,14 @@ pub fn header_of(opened: &OpenedFile) -> Result<Header> {
     Ok(header)
 }
 
-/// Opens an image and those below it. `above` has the files on the way down to it.
+/// Opens an image and those below it; its bytes are read from `storage` where that is given.
+/// `above` has the files on the way down to it.
 fn open_layer(
     opened: OpenedFile,
     format: Format,
+    storage: Option<AnyStorage>,
     above: &mut Vec<(u64, u64)>,
-) -> Result<FormatAccess<ImagoFile>> {
+) -> Result<FormatAccess<AnyStorage>> {
     let path = opened.path.clone();
     let refused = || format!("the disk image {} cannot be used", path.display());
     let metadata = opened.file.metadata()?;
@@ -119,19 +159,24 @@ fn open_layer(
     let backing = match format {
         Format::Raw => None,
         Format::Qcow2 => {
-            backing_of(&opened)?.map(|(file, format)| open_layer(file, format, above)).transpose()?
+            backing_of(&opened)?.map(|(file, format)| open_layer(file, format, None, above)).transpose()?
         }
     };
     let is_writable = opened.access == Access::Write;
-    let options = StorageOpenOptions::new().filename(&path).write(is_writable);
-    let storage = ImagoFile::from_open_file(opened.file, options).with_context(refused)?;
+    let storage = match storage {
+        Some(storage) => storage,
+        None => {
+            let options = StorageOpenOptions::new().filename(&path).write(is_writable);
+            Box::new(ImagoFile::from_open_file(opened.file, options).with_context(refused)?)
+        }
+    };
     let gate = DenyImplicitOpenGate::default();
     Ok(match format {
         Format::Raw => {
             FormatAccess::new(Raw::builder(storage).write(is_writable).open(gate).with_context(refused)?)
         }
         Format::Qcow2 => {
-            let builder = Qcow2::<ImagoFile>::builder(storage).backing(backing).data_file(None);
+            let builder = Qcow2::<AnyStorage>::builder(storage).backing(backing).data_file(None);
             FormatAccess::new(builder.write(is_writable).open(gate).with_context(refused)?)
         }
     })
@@ -198,7 +243,8 @@ pub fn create_overlay(overlay: &Path, image: &Path, format: Format, len_bytes: u
         .and_then(|()| file.as_file().sync_all())
         .with_context(refused)?;
     file.persist_noclobber(overlay).with_context(refused)?;
-    Ok(())
+    // A name that a power cut takes would take every flush of the guest with it.
+    File::open(&folder).and_then(|folder| folder.sync_all()).with_context(refused)
 }
 
 /// Looks whether an overlay stands on `image`.

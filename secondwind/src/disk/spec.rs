@@ -42,6 +42,9 @@ pub struct DiskSpec {
     pub overlay: Option<PathBuf>,
     /// Whether the guest's writes are forgotten at the end.
     pub snapshot: bool,
+    /// The overlay of a protected machine, which keeps the guest's writes while the disk's
+    /// identity stays that of the image: see [`DiskSpec::keep`].
+    pub kept: Option<PathBuf>,
 }
 
 /// Why a text names no disk. Each message is one line that says the way out.
@@ -85,7 +88,23 @@ impl DiskSpec {
             read_only: false,
             overlay: None,
             snapshot: false,
+            kept: None,
         }
+    }
+
+    /// Makes it a disk of a protected machine: what the guest writes goes to the overlay that
+    /// was named, else to one beside the image, named after the machine and its node. With
+    /// `ro` and `snapshot` there is nothing to keep.
+    pub fn keep(&mut self, vm: &str, node: &str) {
+        if self.read_only || self.snapshot {
+            return;
+        }
+        let beside = || {
+            let mut path = self.path.as_os_str().to_owned();
+            path.push(format!(".{vm}-{node}.qcow2"));
+            PathBuf::from(path)
+        };
+        self.kept = Some(self.overlay.take().unwrap_or_else(beside));
     }
 
     /// Parses what was given to `--disk`.

@@ -179,9 +179,18 @@ impl BlockStore for OverlayDisk {
         self.written.fill(0);
         self.overlay.clear()
     }
+
+    fn revert_block(&mut self, block: u64) -> io::Result<()> {
+        self.written[(block / 64) as usize] &= !(1 << (block % 64));
+        Ok(())
+    }
 }
 
-fn known_zero_sectors(image: &dyn Image, sector: u64, limit_sectors: u64) -> io::Result<u64> {
+/// How many sectors an image knows to be zeros.
+///
+/// # Errors
+/// When the host cannot say.
+pub fn known_zero_sectors(image: &dyn Image, sector: u64, limit_sectors: u64) -> io::Result<u64> {
     if limit_sectors == 0 {
         return Ok(0);
     }

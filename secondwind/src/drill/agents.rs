@@ -40,6 +40,8 @@ pub struct Agent {
 pub struct Seen {
     /// Its last answer.
     pub status: AgentStatus,
+    /// The same as it was given.
+    pub answer: serde_json::Value,
     /// The most memory it had, beyond the guest's, in bytes.
     pub overhead_bytes: Option<u64>,
     /// How it ended.
@@ -117,6 +119,7 @@ impl Agent {
             && let Some(answer) = self.ask(control::Request::Status).await
         {
             self.seen.status.update(&answer);
+            self.seen.answer = answer;
         }
     }
 
@@ -131,9 +134,23 @@ impl Agent {
     }
 
     async fn ask(&self, request: control::Request) -> Option<serde_json::Value> {
+        tokio::time::timeout(ANSWER_PATIENCE, self.order(request)).await.ok()?.ok()
+    }
+
+    /// Gives it an order, and waits for its answer.
+    ///
+    /// # Errors
+    /// When it does not answer, or with what it answered.
+    pub async fn order(&self, request: control::Request) -> Result<serde_json::Value> {
         let socket = self.files.control.clone();
-        let asking = tokio::task::spawn_blocking(move || control::ask(&socket, request));
-        tokio::time::timeout(ANSWER_PATIENCE, asking).await.ok()?.ok()?.ok()
+        tokio::task::spawn_blocking(move || control::ask(&socket, request)).await?
+    }
+
+    /// Sends it a signal. It may have ended meanwhile: then nobody gets it.
+    pub fn signal(&self, signal: Signal) {
+        if let Ok(pid) = i32::try_from(self.pid()) {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+        }
     }
 
     /// Whether it runs and is the live machine, by its own word.
@@ -144,7 +161,10 @@ impl Agent {
     /// Whether it stopped because another machine took over: by its own word, or by its exit
     /// status.
     pub fn is_fenced(&self) -> bool {
-        self.seen.status.is_fenced || self.seen.exit.and_then(|exit| exit.code()) == Some(FENCED_EXIT_STATUS)
+        // One that knows where the others are goes on as a backup.
+        let follows = self.seen.exit.is_none() && self.seen.status.role == "backup";
+        let ended = self.seen.exit.and_then(|exit| exit.code()) == Some(FENCED_EXIT_STATUS);
+        self.seen.status.is_fenced || follows || ended
     }
 
     /// Kills it with SIGKILL and waits until it is gone.
@@ -200,7 +220,7 @@ impl Drop for Agent {
 }
 
 /// Makes the kernel kill the process when the thread that starts it ends, however it ends.
-fn die_with_this_thread(command: &mut Command) {
+pub fn die_with_this_thread(command: &mut Command) {
     let parent = Pid::this();
     let prepare = move || {
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

@@ -17,9 +17,25 @@ Examples:
   secondwind drill --kill backup                     ... the backup: the guest goes on, a new one joins
   secondwind drill --cut link                        cut the wire between the two: one side must stop
   secondwind drill --guest debian --html drill.html  Linux and Redis, with a page that shows it
+  secondwind drill --kills 1000                      1000 kills in a row, a fresh machine now and then
+  secondwind drill --guest debian --disk 64M         Redis that keeps everything on a disk
   secondwind drill --repeat 500                      500 kills in a row on the same connections
+  secondwind drill --all --junit drill.xml           every scenario that comes along; --list shows them
+  secondwind drill kill-backup my-scenario.toml      some scenarios
   secondwind drill --seed 7 --keep /tmp/drill        the same choices again; keep logs and history")]
 pub struct DrillArgs {
+    /// Scenarios to play instead: TOML files, folders of them, or names from --list
+    #[arg(value_name = "SCENARIO", conflicts_with_all = ["kill", "cut", "guest", "memory", "connections", "strict", "kills", "disk"])]
+    pub scenarios: Vec<PathBuf>,
+    /// Play all scenarios that come along
+    #[arg(long, conflicts_with_all = ["kill", "cut", "guest", "memory", "connections", "strict", "kills", "disk"])]
+    pub all: bool,
+    /// Print the scenarios that come along
+    #[arg(long, exclusive = true)]
+    pub list: bool,
+    /// What rolling upgrades in scenarios upgrade to [default: this same program]
+    #[arg(long, value_name = "BINARY")]
+    pub upgrade_to: Option<PathBuf>,
     /// The guest: the built-in ledger, or Debian with Redis (made by guest/debian/build)
     #[arg(long, value_enum, default_value_t = Guest::Ledger)]
     pub guest: Guest,
@@ -30,10 +46,18 @@ pub struct DrillArgs {
     #[arg(long, value_enum, value_name = "WHAT")]
     pub cut: Option<Cuttable>,
     /// How many faults in a row; each time a new backup joins, and the clients' connections
-    /// stay open all along
+    /// stay open all along. With scenarios: how many times all of them, with the next seed each
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub repeat: u32,
-    /// With --repeat: go on after a failure, on a fresh machine
+    /// So many SIGKILLs to the primary in a row: the same as --kill primary --repeat N
+    #[arg(long, value_name = "N", conflicts_with_all = ["kill", "cut", "repeat"],
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub kills: Option<u32>,
+    /// Give the guest a disk of this size, as 64M, on which it keeps what it acknowledges; for
+    /// debian: Redis flushes each write before it answers
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
+    /// With --repeat or --kills: go on after a failure, on a fresh machine
     #[arg(long)]
     pub keep_going: bool,
     /// Seed of every random choice [default: a new one, printed]
@@ -55,6 +79,9 @@ pub struct DrillArgs {
     /// Write the report to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// With scenarios: write the results to this file as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
     /// Write the report to this file as an HTML page with a drawn timeline
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -100,6 +127,16 @@ pub enum Fault {
 }
 
 impl DrillArgs {
+    /// How many faults there are in a row.
+    pub fn faults(&self) -> u32 {
+        self.kills.unwrap_or(self.repeat)
+    }
+
+    /// Whether scenarios are to be played.
+    pub fn plays_scenarios(&self) -> bool {
+        self.all || !self.scenarios.is_empty()
+    }
+
     /// What is to be broken.
     pub fn fault(&self) -> Fault {
         match (self.cut, self.kill) {
@@ -118,12 +155,17 @@ impl Guest {
             Guest::Debian => "debian",
         }
     }
+
+    /// The memory that it is given where nothing else is said.
+    pub fn memory_bytes(self) -> u64 {
+        match self {
+            Guest::Ledger => 64 << 20,
+            Guest::Debian => 256 << 20,
+        }
+    }
 }
 
 impl Fault {
-    /// How [`Fault::deed`] begins.
-    pub const DEEDS: [&str; 2] = ["SIGKILL to the", "the link is cut"];
-
     /// What is lost, in a word.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,6 @@
 //! The agents of a drill together: who is the primary, who stands by, and the link between.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,7 +14,7 @@ use link::proxy::{Conditions, Cut, LinkProxy};
 use super::agents::{Agent, AgentFiles};
 
 /// Name of the drill's virtual machine.
-const VM: &str = "drill";
+pub const VM: &str = "drill";
 /// First TCP port that agents of a drill listen on.
 const FIRST_PORT: u16 = 7420;
 
@@ -24,6 +25,8 @@ pub struct AgentPlan {
     pub guest: &'static str,
     /// The guest's memory.
     pub memory_bytes: u64,
+    /// Size of its disk, where it has one.
+    pub disk_bytes: Option<u64>,
     /// The drill's switch.
     pub tunnel: SocketAddr,
     /// Backups reach the primary through a proxy that can cut the link.
@@ -55,6 +58,11 @@ impl Cluster {
     /// When keys cannot be made or the process cannot be started.
     pub fn start(folder: &Path, plan: AgentPlan) -> Result<Cluster> {
         let arbiter = LockFileArbiter::open(folder.join("arbiter"), VM)?;
+        if let Some(bytes) = plan.disk_bytes {
+            let image = disk_image(folder);
+            let made = File::create(&image).and_then(|file| file.set_len(bytes));
+            made.with_context(|| format!("cannot make the disk {}; free some space", image.display()))?;
+        }
         let mut addresses = Addresses::new();
         let primary_address = addresses.next()?;
         let node = node_name(0);
@@ -165,6 +173,11 @@ fn node_name(index: usize) -> String {
     }
 }
 
+/// The blank image under every host's disk.
+fn disk_image(folder: &Path) -> PathBuf {
+    folder.join("disk.img")
+}
+
 /// The command line of an agent, its keys made.
 fn agent_command(
     folder: &Path,
@@ -182,6 +195,13 @@ fn agent_command(
     command.args(["--guest", plan.guest, "--name", VM, "--node", node]);
     command.arg("--memory").arg(plan.memory_bytes.to_string());
     command.arg("--net").arg(format!("tunnel:{}", plan.tunnel));
+    if plan.disk_bytes.is_some() {
+        // Each host has what its guest writes in a file of its own over the same blank image.
+        let mut disk = disk_image(folder).into_os_string();
+        disk.push(format!(",format=raw,overlay={}", folder.join(format!("{node}.qcow2")).display()));
+        command.arg("--disk").arg(disk);
+        command.args(["--append", "secondwind.run=redis-aof"]);
+    }
     command.arg("--keys").arg(keys);
     command.arg("--arbiter").arg(format!("lock:{}", folder.join("arbiter").display()));
     command.arg("--listen").arg(listen.to_string());
@@ -194,18 +214,23 @@ fn agent_command(
 /// Addresses for agents to listen on. All of 127.0.0.0/8 is this host, so each drill takes
 /// an address of its own there: two drills at a time do not meet, and no other program's
 /// outgoing connection takes the port before the agent does.
-struct Addresses {
+pub struct Addresses {
     host: Ipv4Addr,
     port: u16,
 }
 
 impl Addresses {
-    fn new() -> Addresses {
+    /// Those of this process.
+    pub fn new() -> Addresses {
         let [_, b, c, d] = std::process::id().to_be_bytes();
         Addresses { host: Ipv4Addr::new(127, 64 | b, c, d.max(1)), port: FIRST_PORT }
     }
 
-    fn next(&mut self) -> Result<SocketAddr> {
+    /// A free one that was not given before.
+    ///
+    /// # Errors
+    /// When none is left.
+    pub fn next(&mut self) -> Result<SocketAddr> {
         while self.port < u16::MAX {
             let address = SocketAddr::from((self.host, self.port));
             self.port += 1;

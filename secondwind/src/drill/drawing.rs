@@ -120,7 +120,7 @@ impl Drawing {
             let is_right = x + width > WIDTH - RIGHT;
             let left = if is_right { x - width } else { x };
             let row = row_ends.iter().position(|end| *end <= left);
-            let labelled = row.filter(|_| !is_crowded || entry.is_fault());
+            let labelled = row.filter(|_| !is_crowded || entry.is_fault);
             let y = (labelled.unwrap_or(LABEL_ROWS - 1) + 1) as f64 * ROW_HEIGHT;
             let bottom = HEIGHT - BOTTOM;
             let _ = write!(svg, "<line class={class} x1={x:.1} x2={x:.1} y1={y} y2={bottom} />");
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn entry(at_ms: f64, who: &str, what: &str) -> TimelineEntry {
-        TimelineEntry { at_ms, who: who.into(), what: what.into() }
+        TimelineEntry { at_ms, who: who.into(), what: what.into(), is_fault: false }
     }
 
     fn operation(called_ms: u64) -> Operation {

@@ -12,24 +12,18 @@ use super::timeline::AgentEvent;
 /// From one moment to another, in nanoseconds since the drill began.
 pub type Window = std::ops::Range<u64>;
 
-/// All that was seen of one machine's life.
+/// All that was seen of one machine's life, whatever was done to it.
 pub struct Evidence {
     /// The guest.
     pub guest: Guest,
-    /// What was broken.
-    pub fault: Fault,
     /// Seed of the random choices.
     pub seed: u64,
-    /// Faults that were planned.
-    pub rounds_planned: u32,
     /// What the drill did.
     pub steps: Vec<TimelineEntry>,
     /// Load on the unprotected machine.
     pub unprotected: Window,
     /// Load on the protected machine, before each fault.
     pub protected: Vec<Window>,
-    /// The faults.
-    pub rounds: Vec<Round>,
     /// Why the drill could not go on, if so.
     pub halted: Option<String>,
     /// What the clients did; the read-back is not in it.
@@ -44,10 +38,22 @@ pub struct Evidence {
     pub live_nodes: Vec<String>,
     /// The arbiter's record at the end.
     pub record: Option<Record>,
-    /// Datagrams of a stale machine that the switch refused after the last fault was over.
-    pub stale_at_end: u64,
     /// How often one side took the other for dead though nothing was broken.
     pub false_alarms: u32,
+}
+
+/// What was seen of a chain of faults, all of one kind.
+pub struct ChainEvidence {
+    /// Of the machine.
+    pub machine: Evidence,
+    /// What was broken.
+    pub fault: Fault,
+    /// Faults that were planned.
+    pub rounds_planned: u32,
+    /// The faults.
+    pub rounds: Vec<Round>,
+    /// Datagrams of a stale machine that the switch refused after the last fault was over.
+    pub stale_at_end: u64,
 }
 
 /// One fault and what came of it. Times are in nanoseconds since the drill began.

@@ -27,6 +27,7 @@ mod progress;
 mod random;
 mod report;
 mod scenario;
+mod scenarios;
 mod timeline;
 mod verdict;
 mod workload;
@@ -53,10 +54,19 @@ const LINGER: Duration = Duration::from_millis(200);
 /// # Errors
 /// When the drill cannot begin or is interrupted, or its report cannot be written.
 pub fn drill(args: DrillArgs) -> Result<ExitCode> {
-    for path in args.json.iter().chain(&args.html) {
+    if args.list {
+        return scenarios::list();
+    }
+    for path in args.json.iter().chain(&args.html).chain(&args.junit) {
         check_folder_of(path)?;
     }
     let seed = args.seed.unwrap_or_else(fresh_seed);
+    if args.plays_scenarios() {
+        return scenarios::drill(&args, seed);
+    }
+    if args.junit.is_some() || args.upgrade_to.is_some() {
+        bail!("--junit and --upgrade-to belong to scenarios; name some, or give --all");
+    }
     let plans = Plan::from_args(&args, seed)?;
     // Agents die with the thread that starts them: this one, which stays to the end.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -113,7 +123,8 @@ async fn run_machine(
     let evidence = scenario::run(plan, folder.path(), clock, &mut progress).await?;
     progress.live("the history is checked");
     let strict = args.strict;
-    let judging = tokio::task::spawn_blocking(move || (verdict::judge(&evidence, strict), evidence.history));
+    let judging =
+        tokio::task::spawn_blocking(move || (verdict::judge(&evidence, strict), evidence.machine.history));
     let (report, operations) = judging.await.context("the history could not be checked")?;
     let name = (machines > 1).then(|| format!("machine-{machine}"));
     if let Some(kept) = keep::keep(args.keep.as_deref(), name, folder, &report, &operations)? {

@@ -19,25 +19,33 @@ impl Report {
             escape(&self.fault),
             self.seed,
         );
+        page.push_str(&self.details(operations));
+        page.push_str("</html>\n");
+        page
+    }
+
+    /// The body of the page: drawings, checks, figures and timeline.
+    pub fn details(&self, operations: &[Operation]) -> String {
+        let mut page = String::new();
         for drawing in self.drawings() {
             page.push_str(&drawing.svg(&self.timeline, operations));
         }
-        page.push_str("<h2>Checked</h2><table>");
+        page.push_str("<h3>Checked</h3><table>");
         for check in &self.checks {
             let (class, word) = if check.held { ("passed", "held") } else { ("failed", "FAILED") };
             let (what, found) = (escape(&check.what), escape(&check.found));
             let _ = write!(page, "<tr><td>{what}<td class={class}>{word}<td>{found}");
         }
-        page.push_str("</table><h2>Measured</h2><table>");
+        page.push_str("</table><h3>Measured</h3><table>");
         for (name, value) in self.rows() {
             let _ = write!(page, "<tr><td>{name}<td>{}", escape(&value));
         }
-        page.push_str("</table><h2>Timeline</h2><table>");
+        page.push_str("</table><details><summary>Timeline</summary><table>");
         for entry in &self.timeline {
             let (who, what) = (escape(&entry.who), escape(&entry.what));
             let _ = write!(page, "<tr><td class=number>{:.1} ms<td>{who}<td>{what}", entry.at_ms);
         }
-        page.push_str("</table></html>\n");
+        page.push_str("</table></details>");
         page
     }
 
@@ -57,9 +65,10 @@ impl Report {
 
 /// How much time after a fault is drawn at least.
 const LEAST_AFTER_MS: f64 = 150.0;
-const STYLE: &str = "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1100px;color:#222}\
-    table{border-collapse:collapse}td{padding:.2em .9em .2em 0;border-bottom:1px solid #ddd}\
-    .number{text-align:right}.passed{color:#0a7d33}.failed{color:#c01c28}\
+/// How pages of drills look.
+pub const STYLE: &str = "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1100px;color:#222}\
+    table{border-collapse:collapse}th{text-align:left;padding-right:.9em}td{padding:.2em .9em .2em 0;border-bottom:1px solid #ddd}\
+    .number{text-align:right}.passed{color:#0a7d33}.failed{color:#c01c28}.skipped{color:#986a00}\
     svg{width:100%;background:#fafafa;border:1px solid #ddd;margin-bottom:1em}svg text{font-size:11px;fill:#555}\
     .grid{stroke:#e2e2e2}circle{fill:#1c5fc0;fill-opacity:.45}\
     line.fault{stroke:#c01c28}line.agent{stroke:#0a7d33;stroke-dasharray:3 3}\
@@ -67,7 +76,11 @@ const STYLE: &str = "body{font:15px system-ui,sans-serif;margin:2em auto;max-wid
 
 /// Text as it may stand in HTML.
 pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&#39;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('\'', "&#39;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::args::{DrillArgs, Fault, Guest};
 use super::load::LoadPlan;
@@ -17,6 +17,8 @@ pub struct Plan {
     pub guest: Guest,
     /// Its memory.
     pub memory_bytes: u64,
+    /// Size of its disk, where it has one.
+    pub disk_bytes: Option<u64>,
     /// What is broken.
     pub fault: Fault,
     /// How many times.
@@ -66,34 +68,48 @@ impl Plan {
     pub fn from_args(args: &DrillArgs, seed: u64) -> Result<Vec<Plan>> {
         let memory_bytes = match (&args.memory, args.guest) {
             (Some(size), _) => parse_size_bytes(size)?,
-            (None, Guest::Ledger) => 64 << 20,
-            (None, Guest::Debian) => 256 << 20,
+            (None, guest) => guest.memory_bytes(),
         };
-        let machines = args.repeat.div_ceil(ROUNDS_PER_MACHINE);
+        let disk_bytes = args.disk.as_deref().map(parse_size_bytes).transpose()?;
+        if let Some(bytes) = disk_bytes {
+            if args.guest == Guest::Ledger {
+                bail!("the ledger keeps nothing on a disk; give --guest debian with --disk");
+            }
+            if !bytes.is_multiple_of(1 << 20) {
+                bail!("--disk {bytes} bytes is no whole number of MiB; write it as 64M");
+            }
+        }
+        let machines = args.faults().div_ceil(ROUNDS_PER_MACHINE);
         let plan_of = |machine: u32| {
-            let rounds = ROUNDS_PER_MACHINE.min(args.repeat - machine * ROUNDS_PER_MACHINE);
+            let rounds = ROUNDS_PER_MACHINE.min(args.faults() - machine * ROUNDS_PER_MACHINE);
             // The first machine's seed is the drill's, so that one drill can be repeated.
             let seed = seed.wrapping_add(u64::from(machine));
             Plan {
                 guest: args.guest,
                 memory_bytes,
+                disk_bytes,
                 fault: args.fault(),
                 rounds,
                 seed,
-                load: load_plan(args, seed),
-                phases: if args.repeat > 1 { Phases::short(args.guest) } else { Phases::single(args.guest) },
+                load: load_plan(args.guest, args.connections, seed),
+                phases: if args.faults() > 1 {
+                    Phases::short(args.guest)
+                } else {
+                    Phases::single(args.guest)
+                },
             }
         };
         Ok((0..machines).map(plan_of).collect())
     }
 }
 
-fn load_plan(args: &DrillArgs, seed: u64) -> LoadPlan {
-    let (workload, interval_ms) = match args.guest {
+/// What the clients of `guest` do, over so many connections.
+pub fn load_plan(guest: Guest, connections: Option<u16>, seed: u64) -> LoadPlan {
+    let (workload, interval_ms) = match guest {
         Guest::Ledger => (Workload::Ledger, 5),
         Guest::Debian => (Workload::Redis, 16),
     };
-    let connections = usize::from(args.connections.unwrap_or(DEFAULT_CONNECTIONS));
+    let connections = usize::from(connections.unwrap_or(DEFAULT_CONNECTIONS));
     let hosts = connections.min(4);
     LoadPlan {
         workload,
@@ -138,7 +154,8 @@ impl Phases {
     }
 }
 
-fn boot_limit(guest: Guest) -> Duration {
+/// How long the guest may take to answer its first client.
+pub fn boot_limit(guest: Guest) -> Duration {
     match guest {
         Guest::Ledger => Duration::from_secs(20),
         // Six seconds on a quiet machine.
@@ -168,6 +185,15 @@ mod tests {
         assert_eq!(rounds(&[]), [1]);
         assert_eq!(rounds(&["--repeat", "50"]), [50]);
         assert_eq!(rounds(&["--repeat", "120"]), [50, 50, 20]);
+        assert_eq!(rounds(&["--kills", "70"]), [50, 20]);
+    }
+
+    #[test]
+    fn a_disk_is_for_guests_that_use_one() {
+        assert!(plans(&["--disk", "64M"]).is_err());
+        assert!(plans(&["--guest", "debian", "--disk", "1000"]).is_err());
+        let plan = &plans(&["--guest", "debian", "--disk", "64M"]).unwrap()[0];
+        assert_eq!(plan.disk_bytes, Some(64 << 20));
     }
 
     #[test]

@@ -31,21 +31,26 @@ impl Progress {
 
     /// Notes that something happens now, and shows it.
     pub fn step(&mut self, what: impl Into<String>) {
-        let entry = self.note(self.clock.now_ns(), what.into());
+        let entry = self.note(self.clock.now_ns(), what.into(), false);
         self.print(&entry);
     }
 
     /// The same of what happens in every round.
     pub fn detail(&mut self, what: impl Into<String>) {
-        self.detail_at(self.clock.now_ns(), what);
+        let entry = self.note(self.clock.now_ns(), what.into(), false);
+        self.show(&entry);
     }
 
-    /// The same of a moment that has just passed.
-    pub fn detail_at(&mut self, at_ns: u64, what: impl Into<String>) {
-        let entry = self.note(at_ns, what.into());
+    /// The same of what was broken a moment ago.
+    pub fn fault_at(&mut self, at_ns: u64, what: impl Into<String>) {
+        let entry = self.note(at_ns, what.into(), true);
+        self.show(&entry);
+    }
+
+    fn show(&mut self, entry: &TimelineEntry) {
         match self.is_terse {
             true => self.live(&entry.what),
-            false => self.print(&entry),
+            false => self.print(entry),
         }
     }
 
@@ -53,12 +58,17 @@ impl Progress {
     pub fn round(&mut self, what: &str) {
         if self.is_terse {
             let at_ms = ms(self.clock.now_ns());
-            self.print(&TimelineEntry { at_ms, who: DRILL.to_owned(), what: what.to_owned() });
+            self.print(&TimelineEntry {
+                at_ms,
+                who: DRILL.to_owned(),
+                what: what.to_owned(),
+                is_fault: false,
+            });
         }
     }
 
-    fn note(&mut self, at_ns: u64, what: String) -> TimelineEntry {
-        let entry = TimelineEntry { at_ms: ms(at_ns), who: DRILL.to_owned(), what };
+    fn note(&mut self, at_ns: u64, what: String, is_fault: bool) -> TimelineEntry {
+        let entry = TimelineEntry { at_ms: ms(at_ns), who: DRILL.to_owned(), what, is_fault };
         self.steps.push(entry.clone());
         entry
     }

@@ -4,9 +4,6 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::args::Fault;
-use super::progress::DRILL;
-
 /// One drill: what was done, what was seen, and whether every check held.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -41,6 +38,8 @@ pub struct RoundFigures {
     pub longest_wait_ms: Option<f64>,
     /// From the fault to the decision that the other side is lost.
     pub detection_ms: Option<f64>,
+    /// From the fault until a backup was live in the primary's place.
+    pub takeover_ms: Option<f64>,
     /// From the fault until a new backup was counted on.
     pub reprotected_ms: Option<f64>,
 }
@@ -54,13 +53,8 @@ pub struct TimelineEntry {
     pub who: String,
     /// What, in a few words.
     pub what: String,
-}
-
-impl TimelineEntry {
     /// Whether the drill broke something.
-    pub fn is_fault(&self) -> bool {
-        self.who == DRILL && Fault::DEEDS.iter().any(|deed| self.what.starts_with(deed))
-    }
+    pub is_fault: bool,
 }
 
 /// What a drill measures. `None` where the scenario has no such figure.
@@ -70,6 +64,8 @@ pub struct Measures {
     pub blackout_ms: Option<f64>,
     /// From the fault to the decision that the other side is lost.
     pub detection_ms: Option<f64>,
+    /// From the fault until a backup was live in the primary's place.
+    pub takeover_ms: Option<f64>,
     /// Longest time that one client waited for an answer across the fault.
     pub longest_wait_ms: Option<f64>,
     /// Requests that were answered.
@@ -107,6 +103,7 @@ impl Measures {
         Measures {
             blackout_ms: worse(self.blackout_ms, next.blackout_ms),
             detection_ms: worse(self.detection_ms, next.detection_ms),
+            takeover_ms: worse(self.takeover_ms, next.takeover_ms),
             longest_wait_ms: worse(self.longest_wait_ms, next.longest_wait_ms),
             acknowledged: self.acknowledged + next.acknowledged,
             requests_per_s: self.requests_per_s.min(next.requests_per_s),
@@ -244,6 +241,7 @@ impl Report {
         vec![
             ("blackout seen by the clients", ms(m.blackout_ms)),
             ("detection of the failure", ms(m.detection_ms)),
+            ("takeover by the backup", ms(m.takeover_ms)),
             ("longest wait of one client", ms(m.longest_wait_ms)),
             ("requests acknowledged", m.acknowledged.to_string()),
             ("requests per second while protected", format!("{:.0}", m.requests_per_s)),
@@ -293,7 +291,12 @@ pub(super) mod tests {
             guest: "ledger".into(),
             fault: "primary".into(),
             seed: 7,
-            timeline: vec![TimelineEntry { at_ms: 12.0, who: "drill".into(), what: "kill <primary>".into() }],
+            timeline: vec![TimelineEntry {
+                at_ms: 12.0,
+                who: "drill".into(),
+                what: "kill <primary>".into(),
+                is_fault: true,
+            }],
             measures: Measures::default(),
             rounds: vec![],
             checks: vec![Check::new("nothing lost", true, "0"), Check::new("no divergence", false, "1")],
@@ -328,6 +331,7 @@ pub(super) mod tests {
             blackout_ms: Some(blackout_ms),
             longest_wait_ms: None,
             detection_ms: Some(100.0),
+            takeover_ms: None,
             reprotected_ms: None,
         };
         report.rounds = vec![round(120.0), round(150.0), round(130.0)];

@@ -22,7 +22,7 @@ use super::agents::Agent;
 use super::args::Fault;
 use super::clock::{Clock, ms};
 use super::cluster::{AgentPlan, Cluster};
-use super::evidence::{AgentEvidence, Evidence, Round, Window};
+use super::evidence::{AgentEvidence, ChainEvidence, Evidence, Round, Window};
 use super::load::{Finished, Load};
 use super::plan::Plan;
 use super::progress::Progress;
@@ -43,7 +43,7 @@ const STALE_SILENCE: Duration = Duration::from_millis(1500);
 /// # Errors
 /// When the drill cannot begin: a process cannot be started, the guest does not boot. What
 /// goes wrong later is in the evidence.
-pub async fn run(plan: &Plan, folder: &Path, clock: Clock, progress: &mut Progress) -> Result<Evidence> {
+pub async fn run(plan: &Plan, folder: &Path, clock: Clock, progress: &mut Progress) -> Result<ChainEvidence> {
     let switch = Switch::new();
     let tunnel = switch.serve_tunnel(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
     let mut drill = Drill::boot(plan, folder, switch, tunnel, clock, progress).await?;
@@ -83,6 +83,7 @@ impl<'a> Drill<'a> {
         let agents = AgentPlan {
             guest: plan.guest.name(),
             memory_bytes: plan.memory_bytes,
+            disk_bytes: plan.disk_bytes,
             tunnel: tunnel.local_address(),
             through_proxy: plan.fault == Fault::CutLink,
         };
@@ -199,7 +200,7 @@ impl<'a> Drill<'a> {
     fn is_backup_registered(&self) -> bool {
         let Some(backup) = &self.cluster.backup else { return false };
         self.cluster.record().is_some_and(|record| {
-            record.holder == self.cluster.primary.node && record.backup.as_ref() == Some(&backup.node)
+            record.holder == self.cluster.primary.node && record.counts_on(&backup.node)
         })
     }
 
@@ -321,7 +322,7 @@ impl<'a> Drill<'a> {
                 &round.backup
             }
         };
-        self.progress.detail_at(round.fault_ns, self.plan.fault.deed(victim));
+        self.progress.fault_at(round.fault_ns, self.plan.fault.deed(victim));
     }
 
     /// Waits until one side goes on alone, and notes which.
@@ -330,7 +331,7 @@ impl<'a> Drill<'a> {
         let limit = self.plan.phases.takeover_limit;
         let resolved = self.until("the decision who goes on", limit, |drill| {
             let Some(record) = drill.cluster.record() else { return false };
-            let alone = record.holder == primary && record.term == term && record.backup.is_none();
+            let alone = record.holder == primary && record.term == term && record.backups.is_empty();
             let taken_over = record.holder == backup && record.term > term;
             alone || taken_over
         });
@@ -382,7 +383,7 @@ impl<'a> Drill<'a> {
     }
 
     /// Ends the load, reads everything back, asks everybody a last time, and ends the agents.
-    async fn end(mut self, halted: Option<String>) -> Result<Evidence> {
+    async fn end(mut self, halted: Option<String>) -> Result<ChainEvidence> {
         let stale_before = self.switch.statistics().tunnel.stale;
         if self.plan.fault == Fault::CutLink {
             tokio::time::sleep(STALE_SILENCE).await;
@@ -401,15 +402,12 @@ impl<'a> Drill<'a> {
             seen: agent.seen.clone(),
             events: timeline::read(&agent.files().timeline, self.clock),
         });
-        Ok(Evidence {
+        let machine = Evidence {
             guest: self.plan.guest,
-            fault: self.plan.fault,
             seed: self.plan.seed,
-            rounds_planned: self.plan.rounds,
             steps: self.progress.steps(),
             unprotected: self.unprotected,
             protected: self.protected,
-            rounds: self.rounds,
             halted,
             history,
             broken,
@@ -417,8 +415,14 @@ impl<'a> Drill<'a> {
             agents: agents.collect(),
             live_nodes,
             record,
-            stale_at_end,
             false_alarms: self.false_alarms,
+        };
+        Ok(ChainEvidence {
+            machine,
+            fault: self.plan.fault,
+            rounds_planned: self.plan.rounds,
+            rounds: self.rounds,
+            stale_at_end,
         })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::args::Fault;
 use super::clock::ms;
-use super::evidence::{Evidence, Round, Window};
+use super::evidence::{ChainEvidence, Evidence, Round, Window};
 use super::history::{Operation, Request, violations};
 use super::report::{Check, Measures, Report, RoundFigures, TimelineEntry, percentile};
 
@@ -15,29 +15,23 @@ const ADDED_P99_US: f64 = 2000.0;
 const CHECKPOINT_PAUSE_MS: f64 = 5.0;
 const MEMORY_OVERHEAD_MIB: f64 = 64.0;
 
-/// Judges what was seen.
-pub fn judge(evidence: &Evidence, strict: bool) -> Report {
-    let rounds: Vec<RoundFigures> = evidence.rounds.iter().map(|round| figures_of(evidence, round)).collect();
+/// Judges what was seen of a chain of faults.
+pub fn judge(chain: &ChainEvidence, strict: bool) -> Report {
+    let evidence = &chain.machine;
+    let rounds: Vec<RoundFigures> = chain.rounds.iter().map(|round| figures_of(evidence, round)).collect();
     let measures = measure(evidence, &rounds);
-    let mut checks = vec![
-        whole(evidence),
-        nothing_lost(evidence),
-        nothing_broken(evidence),
-        linearizable(evidence),
-        digests(evidence),
-        right_side(evidence),
-        one_live(evidence),
-        protected_again(evidence),
-    ];
-    if evidence.fault == Fault::CutLink {
-        checks.extend([loser_stopped(evidence), nothing_stale(evidence)]);
+    let mut checks = vec![whole(chain)];
+    checks.extend(laws(evidence));
+    checks.extend([digests(evidence, true), right_side(chain), one_live(evidence), protected_again(chain)]);
+    if chain.fault == Fault::CutLink {
+        checks.extend([loser_stopped(chain), nothing_stale(chain)]);
     }
     if strict {
         checks.extend(limits(&measures, &rounds));
     }
     Report {
         guest: evidence.guest.name().to_owned(),
-        fault: evidence.fault.name().to_owned(),
+        fault: chain.fault.name().to_owned(),
         seed: evidence.seed,
         timeline: timeline(evidence),
         measures,
@@ -46,14 +40,20 @@ pub fn judge(evidence: &Evidence, strict: bool) -> Report {
     }
 }
 
+/// What must hold for the clients whatever is broken.
+pub fn laws(evidence: &Evidence) -> [Check; 3] {
+    [nothing_lost(evidence), nothing_broken(evidence), linearizable(evidence)]
+}
+
 /// The drill's steps and the agents' events in the order of time.
-fn timeline(evidence: &Evidence) -> Vec<TimelineEntry> {
+pub fn timeline(evidence: &Evidence) -> Vec<TimelineEntry> {
     let mut entries = evidence.steps.clone();
     for agent in &evidence.agents {
         entries.extend(agent.events.iter().map(|event| TimelineEntry {
             at_ms: ms(event.at_ns),
             who: agent.node.clone(),
             what: event.text(),
+            is_fault: false,
         }));
     }
     entries.sort_by(|one, other| one.at_ms.total_cmp(&other.at_ms));
@@ -62,7 +62,7 @@ fn timeline(evidence: &Evidence) -> Vec<TimelineEntry> {
 
 /// Events by which an agent says that it holds the other side for lost, the last of them
 /// being the arbiter's word; see `timeline` in docs/operations.md.
-const DETECTIONS: [&str; 2] = ["suspected", "backup-lost"];
+pub const DETECTIONS: [&str; 2] = ["suspected", "backup-lost"];
 
 fn figures_of(evidence: &Evidence, round: &Round) -> RoundFigures {
     let until_ns = round.answered_ns.unwrap_or(u64::MAX);
@@ -74,6 +74,7 @@ fn figures_of(evidence: &Evidence, round: &Round) -> RoundFigures {
         .filter(|event| DETECTIONS.contains(&event.event.as_str()))
         .map(|event| event.at_ns)
         .find(|at_ns| (round.fault_ns..until_ns).contains(at_ns));
+    let taken_over_ns = first_event_ns(evidence, &["took-over"], round.fault_ns..until_ns);
     let since_fault = |at_ns: u64| ms(at_ns.saturating_sub(round.fault_ns));
     RoundFigures {
         at_ms: ms(round.fault_ns),
@@ -82,12 +83,21 @@ fn figures_of(evidence: &Evidence, round: &Round) -> RoundFigures {
         blackout_ms: longest_silence_ns(&evidence.history, round.fault_ns..until_ns).map(ms),
         longest_wait_ms: longest_wait_ns(&evidence.history, round.fault_ns..until_ns).map(ms),
         detection_ms: detected_ns.map(since_fault),
+        takeover_ms: taken_over_ns.map(since_fault),
         reprotected_ms: round.reprotected_ns.map(since_fault),
     }
 }
 
+/// When an agent first wrote down one of these events in this time.
+pub fn first_event_ns(evidence: &Evidence, names: &[&str], window: Window) -> Option<u64> {
+    let events = evidence.agents.iter().flat_map(|agent| &agent.events);
+    let fitting =
+        events.filter(|event| names.contains(&event.event.as_str()) && window.contains(&event.at_ns));
+    fitting.map(|event| event.at_ns).min()
+}
+
 /// The longest time between two answers, whichever clients got them, that overlaps `window`.
-fn longest_silence_ns(history: &[Operation], window: Window) -> Option<u64> {
+pub fn longest_silence_ns(history: &[Operation], window: Window) -> Option<u64> {
     let mut answers_ns: Vec<u64> = history.iter().filter_map(returned_ns).collect();
     answers_ns.sort_unstable();
     answers_ns
@@ -98,7 +108,7 @@ fn longest_silence_ns(history: &[Operation], window: Window) -> Option<u64> {
 }
 
 /// The longest wait for an answer among the requests under way at some time in `window`.
-fn longest_wait_ns(history: &[Operation], window: Window) -> Option<u64> {
+pub fn longest_wait_ns(history: &[Operation], window: Window) -> Option<u64> {
     let is_under_way = |operation: &&Operation| {
         operation.called_ns < window.end
             && returned_ns(operation).is_some_and(|returned_ns| returned_ns > window.start)
@@ -110,7 +120,8 @@ fn returned_ns(operation: &Operation) -> Option<u64> {
     operation.answer.as_ref().map(|(returned_ns, _)| *returned_ns)
 }
 
-fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
+/// The figures of a machine's life, with the worst of its faults.
+pub fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
     let mut unprotected = latencies_us(&evidence.history, std::slice::from_ref(&evidence.unprotected));
     let mut protected = latencies_us(&evidence.history, &evidence.protected);
     let protected_ns: u64 = evidence.protected.iter().map(|window| window.end - window.start).sum();
@@ -120,6 +131,7 @@ fn measure(evidence: &Evidence, rounds: &[RoundFigures]) -> Measures {
     Measures {
         blackout_ms: worst(|round| round.blackout_ms),
         detection_ms: worst(|round| round.detection_ms),
+        takeover_ms: worst(|round| round.takeover_ms),
         longest_wait_ms: worst(|round| round.longest_wait_ms),
         acknowledged: evidence.history.iter().filter(|operation| operation.answer.is_some()).count() as u64,
         requests_per_s: protected.len() as f64 / (protected_ns as f64 / 1e9).max(1e-9),
@@ -154,19 +166,19 @@ fn latencies_us(history: &[Operation], windows: &[Window]) -> Vec<f64> {
         .collect()
 }
 
-fn whole(evidence: &Evidence) -> Check {
-    let done = evidence.rounds.iter().filter(|round| round.reprotected_ns.is_some()).count();
-    let found = match &evidence.halted {
+fn whole(chain: &ChainEvidence) -> Check {
+    let done = chain.rounds.iter().filter(|round| round.reprotected_ns.is_some()).count();
+    let found = match &chain.machine.halted {
         Some(reason) => reason.clone(),
-        None => format!("{done} of {}", evidence.rounds_planned),
+        None => format!("{done} of {}", chain.rounds_planned),
     };
-    let held = evidence.halted.is_none() && done == evidence.rounds_planned as usize;
+    let held = chain.machine.halted.is_none() && done == chain.rounds_planned as usize;
     Check::new("every fault was made and got over", held, found)
 }
 
 /// Acknowledged puts that the read-back contradicts: a value that was overwritten before, by
 /// a put that began after the value's own was answered, or none at all.
-fn lost_puts(history: &[Operation], read_back: &[Operation]) -> usize {
+pub fn lost_puts(history: &[Operation], read_back: &[Operation]) -> usize {
     let mut puts: BTreeMap<&str, Vec<(&str, &Operation)>> = BTreeMap::new();
     for operation in history {
         if let Request::Put(value) = &operation.request {
@@ -224,33 +236,35 @@ fn linearizable(evidence: &Evidence) -> Check {
     Check::new("the clients' history is linearizable", violations.is_empty() && !all.is_empty(), found)
 }
 
-fn digests(evidence: &Evidence) -> Check {
+/// No digest differed, and, where `some` must be, some were compared.
+pub fn digests(evidence: &Evidence, some: bool) -> Check {
     let statuses = || evidence.agents.iter().map(|agent| &agent.seen.status);
     let compared: u64 = statuses().map(|status| status.digests_compared).sum();
     let told: u64 = statuses().map(|status| status.digests_diverged).sum();
     let written = evidence.agents.iter().flat_map(|agent| &agent.events);
     let diverged = told.max(written.filter(|event| event.event == "diverged").count() as u64);
     let found = format!("{compared} compared, {diverged} diverged");
-    Check::new("both sides were the same machine", compared > 0 && diverged == 0, found)
+    Check::new("both sides were the same machine", (compared > 0 || !some) && diverged == 0, found)
 }
 
-fn right_side(evidence: &Evidence) -> Check {
-    let is_right = |round: &&Round| match evidence.fault {
+fn right_side(chain: &ChainEvidence) -> Check {
+    let is_right = |round: &&Round| match chain.fault {
         Fault::KillPrimary => round.was_taken_over(),
         Fault::KillBackup => round.went_alone(),
         Fault::CutLink => round.was_taken_over() != round.went_alone(),
     };
-    let right = evidence.rounds.iter().filter(is_right).count();
-    let what = match evidence.fault {
+    let right = chain.rounds.iter().filter(is_right).count();
+    let what = match chain.fault {
         Fault::KillPrimary => "the backup took over, in the next term",
         Fault::KillBackup => "the primary went on, in its term",
         Fault::CutLink => "exactly one side went on",
     };
-    let found = format!("{right} of {}", evidence.rounds.len());
-    Check::new(what, right == evidence.rounds.len() && right > 0, found)
+    let found = format!("{right} of {}", chain.rounds.len());
+    Check::new(what, right == chain.rounds.len() && right > 0, found)
 }
 
-fn one_live(evidence: &Evidence) -> Check {
+/// One machine says that it is live, and the arbiter says so too.
+pub fn one_live(evidence: &Evidence) -> Check {
     let holder = evidence.record.as_ref().map(|record| record.holder.clone());
     let held = evidence.live_nodes.len() == 1 && evidence.live_nodes.first() == holder.as_ref();
     let found = match evidence.live_nodes.as_slice() {
@@ -260,22 +274,22 @@ fn one_live(evidence: &Evidence) -> Check {
     Check::new("one live machine at the end, the arbiter's", held, found)
 }
 
-fn protected_again(evidence: &Evidence) -> Check {
-    let again = evidence.rounds.iter().filter(|round| round.reprotected_ns.is_some()).count();
-    let held = again == evidence.rounds.len() && again > 0;
-    let found = format!("{again} of {}", evidence.rounds.len());
+fn protected_again(chain: &ChainEvidence) -> Check {
+    let again = chain.rounds.iter().filter(|round| round.reprotected_ns.is_some()).count();
+    let held = again == chain.rounds.len() && again > 0;
+    let found = format!("{again} of {}", chain.rounds.len());
     Check::new("protected again without a command", held, found)
 }
 
-fn loser_stopped(evidence: &Evidence) -> Check {
-    let stopped = evidence.rounds.iter().filter(|round| round.loser_stopped == Some(true)).count();
-    let found = format!("{stopped} of {}", evidence.rounds.len());
-    Check::new("the side that lost stopped", stopped == evidence.rounds.len() && stopped > 0, found)
+fn loser_stopped(chain: &ChainEvidence) -> Check {
+    let stopped = chain.rounds.iter().filter(|round| round.loser_stopped == Some(true)).count();
+    let found = format!("{stopped} of {}", chain.rounds.len());
+    Check::new("the side that lost stopped", stopped == chain.rounds.len() && stopped > 0, found)
 }
 
-fn nothing_stale(evidence: &Evidence) -> Check {
-    let found = format!("{} datagrams", evidence.stale_at_end);
-    Check::new("the stale side is silent at the end", evidence.stale_at_end == 0, found)
+fn nothing_stale(chain: &ChainEvidence) -> Check {
+    let found = format!("{} datagrams", chain.stale_at_end);
+    Check::new("the stale side is silent at the end", chain.stale_at_end == 0, found)
 }
 
 /// The stated limits, for a quiet machine.

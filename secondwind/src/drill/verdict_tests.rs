@@ -32,16 +32,19 @@ fn get(at_ms: u64, value: Option<&str>, length: u64) -> Operation {
 }
 
 fn record(term: u64, holder: &str, backup: Option<&str>) -> Record {
-    Record { term, holder: holder.into(), backup: backup.map(Into::into) }
+    match backup {
+        Some(backup) => Record::pair(term, holder, backup),
+        None => Record::alone(term, holder),
+    }
 }
 
 fn agent(node: &str, status: AgentStatus, events: Vec<AgentEvent>) -> AgentEvidence {
-    let seen = Seen { status, overhead_bytes: Some(32 << 20), exit: None };
+    let seen = Seen { status, overhead_bytes: Some(32 << 20), ..Seen::default() };
     AgentEvidence { node: node.into(), seen, events }
 }
 
 /// A primary killed at 100 ms, suspected at 150 ms, answers again at 180 ms.
-fn evidence() -> Evidence {
+fn evidence() -> ChainEvidence {
     let suspected = AgentEvent { at_ns: 150 * MS, event: "suspected".into(), details: serde_json::json!({}) };
     let backup = AgentStatus {
         is_known: true,
@@ -51,25 +54,12 @@ fn evidence() -> Evidence {
         checkpoint_pause_us: Some(1000),
         ..AgentStatus::default()
     };
-    Evidence {
+    let machine = Evidence {
         guest: Guest::Ledger,
-        fault: Fault::KillPrimary,
         seed: 7,
-        rounds_planned: 1,
         steps: vec![],
         unprotected: 0..50 * MS,
         protected: std::iter::once(50 * MS..100 * MS).collect(),
-        rounds: vec![Round {
-            primary: "a".into(),
-            backup: "b".into(),
-            term: 1,
-            fault_ns: 100 * MS,
-            resolved_ns: Some(170 * MS),
-            answered_ns: Some(185 * MS),
-            reprotected_ns: Some(300 * MS),
-            record: Some(record(2, "b", None)),
-            loser_stopped: None,
-        }],
         halted: None,
         history: vec![put(10, "v1", 1), get(60, Some("v1"), 1), put(90, "v2", 2), get(180, Some("v2"), 2)],
         broken: vec![],
@@ -77,13 +67,25 @@ fn evidence() -> Evidence {
         agents: vec![agent("a", AgentStatus::default(), vec![]), agent("b", backup, vec![suspected])],
         live_nodes: vec!["b".into()],
         record: Some(record(2, "b", Some("c"))),
-        stale_at_end: 0,
         false_alarms: 0,
-    }
+    };
+    let round = Round {
+        primary: "a".into(),
+        backup: "b".into(),
+        term: 1,
+        fault_ns: 100 * MS,
+        resolved_ns: Some(170 * MS),
+        answered_ns: Some(185 * MS),
+        reprotected_ns: Some(300 * MS),
+        record: Some(record(2, "b", None)),
+        loser_stopped: None,
+    };
+    let fault = Fault::KillPrimary;
+    ChainEvidence { machine, fault, rounds_planned: 1, rounds: vec![round], stale_at_end: 0 }
 }
 
 /// The checks that failed, by their names' first words.
-fn failed(evidence: &Evidence) -> Vec<String> {
+fn failed(evidence: &ChainEvidence) -> Vec<String> {
     let report = judge(evidence, false);
     report.checks.iter().filter(|check| !check.held).map(|check| check.what.clone()).collect()
 }
@@ -102,7 +104,7 @@ fn a_good_drill_passes_even_strictly() {
 #[test]
 fn a_lost_put_is_counted() {
     let mut evidence = evidence();
-    evidence.read_back = Ok(vec![get(400, Some("v1"), 1)]);
+    evidence.machine.read_back = Ok(vec![get(400, Some("v1"), 1)]);
     let report = judge(&evidence, false);
     let check = report.checks.iter().find(|check| check.what.starts_with("acknowledged operations lost"));
     assert!(check.is_some_and(|check| !check.held && check.found.starts_with("1 lost")), "{check:?}");
@@ -118,15 +120,15 @@ fn puts_at_the_same_time_may_be_in_either_order() {
 
 #[test]
 fn each_thing_that_goes_wrong_fails_its_check() {
-    type Spoil = fn(&mut Evidence);
+    type Spoil = fn(&mut ChainEvidence);
     let cases: [(&str, Spoil); 8] = [
-        ("every fault", |evidence| evidence.halted = Some("no takeover".into())),
-        ("connections broken", |evidence| evidence.broken = vec!["connection 1: reset".into()]),
-        ("acknowledged operations lost", |evidence| evidence.read_back = Err("no answer".into())),
-        ("both sides", |evidence| evidence.agents[1].seen.status.digests_diverged = 1),
-        ("both sides", |evidence| evidence.agents[1].seen.status.digests_compared = 0),
+        ("every fault", |evidence| evidence.machine.halted = Some("no takeover".into())),
+        ("connections broken", |evidence| evidence.machine.broken = vec!["connection 1: reset".into()]),
+        ("acknowledged operations lost", |evidence| evidence.machine.read_back = Err("no answer".into())),
+        ("both sides", |evidence| evidence.machine.agents[1].seen.status.digests_diverged = 1),
+        ("both sides", |evidence| evidence.machine.agents[1].seen.status.digests_compared = 0),
         ("the backup took over", |evidence| evidence.rounds[0].record = Some(record(1, "a", None))),
-        ("one live machine", |evidence| evidence.live_nodes.push("a".into())),
+        ("one live machine", |evidence| evidence.machine.live_nodes.push("a".into())),
         ("protected again", |evidence| evidence.rounds[0].reprotected_ns = None),
     ];
     for (what, spoil) in cases {
@@ -151,9 +153,9 @@ fn after_a_cut_either_side_may_go_on_but_the_other_must_stop() {
 
 #[test]
 fn slowness_fails_only_a_strict_drill() {
-    let spoils: [fn(&mut Evidence); 2] = [
-        |evidence| evidence.agents[1].seen.overhead_bytes = Some(65 << 20),
-        |evidence| evidence.false_alarms = 1,
+    let spoils: [fn(&mut ChainEvidence); 2] = [
+        |evidence| evidence.machine.agents[1].seen.overhead_bytes = Some(65 << 20),
+        |evidence| evidence.machine.false_alarms = 1,
     ];
     for spoil in spoils {
         let mut evidence = evidence();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use backup::Course;
 use bytes::Bytes;
 use log_format::{CheckpointHead, CheckpointPart, DiskBlock, Page};
-use machine::{Machine, RestoreError, RiscvMachine};
+use machine::{CheckpointExtent, Machine, RestoreError, RiscvMachine};
 
 /// Pages taken or restored by one call.
 const PAGES_AT_ONCE: usize = 4096;
@@ -87,12 +87,12 @@ impl Snapshots {
         if self.kept.get(place).is_some_and(|snapshot| snapshot.icount == icount) {
             return;
         }
-        let head = machine.begin_checkpoint();
+        let head = machine.begin_checkpoint(CheckpointExtent::Full).head;
         let mut contents = Vec::new();
         let before = place.checked_sub(1).map_or(&[][..], |before| &self.kept[before].contents[..]);
         let mut before = before.iter().peekable();
         loop {
-            let part = machine.take_checkpoint_pages(PAGES_AT_ONCE);
+            let part = machine.take_checkpoint_pages(CheckpointExtent::Full, PAGES_AT_ONCE);
             if part.is_empty() {
                 break;
             }

@@ -105,6 +105,16 @@ async fn obey(
             Order::Simple(Request::PowerButton) => Input::Event(Event::Control(Control::PowerButton)),
             // Nobody else has this machine.
             Order::Simple(_) => continue,
+            Order::CompareDisks(replies) => {
+                let error = "this machine has no backup to compare with; secondwind primary takes backups";
+                let _ = replies.send(json!({ "error": error }));
+                continue;
+            }
+            Order::Transfer(_, replies) => {
+                let error = "this machine has no link to another host; run it with secondwind primary";
+                let _ = replies.send(json!({ "error": error }));
+                continue;
+            }
             Order::Checkpoint(request, replies) => {
                 let (vm, name, inputs) = (Arc::clone(&vm), name.clone(), inputs.clone());
                 let tell = move |told| {
