@@ -18,7 +18,11 @@ EPOCH_MS = 1000 / PER_SECOND
 LINK_MS = 1
 # Within which a hybrid backup is to be live.
 HYBRID_TAKEOVER_MS = 200
-OPTIONS = {"hybrid": ["--takeover-within-ms", str(HYBRID_TAKEOVER_MS)]}
+OPTIONS = {
+    "hybrid": ["--takeover-within-ms", str(HYBRID_TAKEOVER_MS)],
+    # Not adapted to a delay: the limit is of this rate.
+    "checkpoint": ["--checkpoint-rate", str(PER_SECOND), "--checkpoint-rate-min", str(PER_SECOND)],
+}
 MEASURED_S = 20
 BENCH_SCALE = 4
 RUN_LIMIT_S = 300

@@ -220,8 +220,7 @@ pub struct CheckpointHead {
     /// Digest of the state it holds.
     pub digest: Digest,
     /// Harts and devices, in the machine's own MessagePack form.
-    #[serde(with = "serde_bytes")]
-    pub state: Vec<u8>,
+    pub state: Bytes,
 }
 
 /// Some pages and disk blocks of a checkpoint.

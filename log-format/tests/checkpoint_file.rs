@@ -137,7 +137,7 @@ fn description() -> Description {
             outputs_before: 4,
             ram_bytes: 1 << 20,
             digest: Digest([5; 16]),
-            state: vec![6; 100],
+            state: vec![6; 100].into(),
         },
         recipe: Bytes::from_static(b"{}"),
         images: vec![ImageReference { name: "kernel".into(), bytes: 5000, hash: [7; 32], bundled: true }],

@@ -252,7 +252,7 @@ impl Machine for RiscvMachine {
             outputs_before: self.board.outputs.made(),
             ram_bytes: self.board.ram.len_bytes(),
             digest,
-            state,
+            state: state.into(),
         };
         BegunCheckpoint { head, dirty_units }
     }

@@ -109,7 +109,8 @@ fn a_machine_is_migrated_and_the_source_ends() {
     let output = migration.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(result["sent_bytes"].as_u64() > Some(1_000_000), "its memory went over: {result}");
+    // Two MiB, of which much is the same: a log alone would be a few kilobytes.
+    assert!(result["sent_bytes"].as_u64() > Some(200_000), "its memory went over: {result}");
     assert_eq!(result["source_is_backup"], false);
     assert_eq!(cluster.wait_end("a").code(), Some(0), "{}", cluster.errors("a"));
     let status = cluster.wait_role("b", "primary");

@@ -124,7 +124,7 @@ mod tests {
             outputs_before: 3,
             ram_bytes: 8192,
             digest: Digest([5; 16]),
-            state: vec![9; 100],
+            state: vec![9; 100].into(),
         }
     }
 

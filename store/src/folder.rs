@@ -170,7 +170,7 @@ mod tests {
                 outputs_before: 0,
                 ram_bytes: 4096,
                 digest: Digest::default(),
-                state: Vec::new(),
+                state: Bytes::new(),
             },
         }
     }

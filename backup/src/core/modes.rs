@@ -5,7 +5,7 @@
 
 use log_format::{
     CheckpointHead, Digest, EncodedPart, IncrementEnd, IncrementStart, LoggedOutput, Message, ModeChange,
-    ProtectionMode, Ready,
+    Ready,
 };
 
 use super::{Backup, BackupEvent, Held};
@@ -85,7 +85,7 @@ impl Backup {
         let (position, chain) = (start.position, start.chain);
         let outputs = start.head.outputs_before;
         self.clock.learn(start.head.moment.time_ns, now_ns);
-        if !self.replace_outputs(&start.held.clone(), &start.head.clone(), start.released_outputs, now_ns) {
+        if !self.replace_outputs(&start.held, &start.head, start.released_outputs, now_ns) {
             return self.protocol_error("its increment's outputs are out of order", now_ns);
         }
         self.stood = position.sequence;
@@ -136,10 +136,5 @@ impl Backup {
         while let Some((_, bytes)) = self.unreplayed.pop_front_if(|(number, _)| *number <= sequence) {
             self.unreplayed_bytes -= bytes;
         }
-    }
-
-    /// Whether a takeover would have to replay the log first, in this mode.
-    pub fn stands(&self) -> bool {
-        self.mode != ProtectionMode::Replay
     }
 }

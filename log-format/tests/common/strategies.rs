@@ -160,7 +160,7 @@ fn checkpoint() -> impl Strategy<Value = Message> {
             outputs_before,
             ram_bytes,
             digest,
-            state: state.to_vec(),
+            state: state,
         },
     );
     let port = proptest::option::of(any::<u8>());

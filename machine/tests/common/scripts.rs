@@ -246,11 +246,13 @@ pub fn boot_image(data: &[u8]) {
 pub fn checkpoint_state(machine: &mut RiscvMachine, mut other: RiscvMachine, data: &[u8]) -> bool {
     let mut head = machine.begin_checkpoint(CheckpointExtent::Full).head;
     machine.cancel_checkpoint(CheckpointExtent::Full);
+    let mut state = head.state.to_vec();
     for change in data.chunks_exact(3) {
         let position = usize::from(change[0]) | usize::from(change[1]) << 8;
-        let len = head.state.len();
-        head.state[position % len] = change[2];
+        let len = state.len();
+        state[position % len] = change[2];
     }
+    head.state = state.into();
     if other.restore_begin(&head).is_err() {
         return false;
     }

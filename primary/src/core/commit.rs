@@ -86,21 +86,19 @@ impl Primary {
     /// Output may leave until this time (host's monotonic nanoseconds): until then the arbiter
     /// keeps this node's lease for certain. Never called where the arbiter gives no leases.
     pub fn handle_lease(&mut self, valid_until_ns: u64, now_ns: u64) {
-        let was_valid = self.lease_is_valid(now_ns);
         let is_first = self.lease_until_ns.replace(valid_until_ns).is_none();
         if is_first && !self.lease_is_valid(now_ns) {
             // Not granted yet: that is no loss to speak of.
             self.lease_told = false;
-        } else {
-            self.note_lease(was_valid, now_ns);
         }
+        self.note_lease(now_ns);
         self.settle(now_ns);
     }
 
     /// Says when the lease ends or is there again.
-    pub(super) fn note_lease(&mut self, was_valid: bool, now_ns: u64) {
+    pub(super) fn note_lease(&mut self, now_ns: u64) {
         let is_valid = self.lease_is_valid(now_ns);
-        if was_valid != is_valid || self.lease_told != is_valid {
+        if self.lease_told != is_valid {
             self.lease_told = is_valid;
             self.events.push_back(match is_valid {
                 true => PrimaryEvent::LeaseHeld,
@@ -143,45 +141,65 @@ impl Primary {
         if self.commit.change.as_ref().is_some_and(|change| change.asked) {
             return;
         }
-        let wanted = self.wanted_set();
-        if wanted.is_same_set(&self.commit.counted) {
+        if self.is_wanted(&self.commit.counted) {
             if self.commit.change.take().is_some() {
                 self.commit_acknowledged();
             }
             return;
         }
-        let begun = self.commit.change.as_ref().is_some_and(|change| change.to.is_same_set(&wanted));
+        let begun = self.commit.change.as_ref().is_some_and(|change| self.is_wanted(&change.to));
         if !begun {
-            self.begin_change(wanted, now_ns);
+            let members: BTreeMap<String, Member> =
+                self.wanted().map(|(name, member)| (name.to_owned(), member)).collect();
+            let required = self.required_of(members.len());
+            self.begin_change(Counted::new(members, required), now_ns);
         }
         self.ask_when_covered();
     }
 
-    /// Who should be counted on, as things are.
-    fn wanted_set(&self) -> Counted {
-        if let Some(ending) = &self.ending {
-            return match &ending.finish {
-                // Nobody else is to be asked when it takes over.
-                Finish::SwitchedOver { to } => self.commit.counted.only(to),
-                // Who leaves for good needs the heir that the record names, even one out of sight.
-                finish if finish.wants_heir() => self.commit.counted.clone(),
-                // A guest that ended needs none: the record must let the next start happen.
-                _ if ending.goodbye_said => Counted::default(),
-                _ => self.commit.counted.clone(),
-            };
-        }
-        let ready = self.peers.values().filter(|peer| peer.ready);
-        let mut members: BTreeMap<String, Member> =
-            ready.map(|peer| (peer.node.clone(), peer.as_member())).collect();
-        if self.config.on_backup_loss == OnBackupLoss::Pause && !self.commit.forsaken {
+    /// Whether these are to be counted on, by the rule that is to be, whatever they hold.
+    fn is_wanted(&self, set: &Counted) -> bool {
+        let wanted = self.wanted().count();
+        set.len() == wanted
+            && set.required() == self.required_of(wanted)
+            && self.wanted().all(|(name, member)| set.has(name, member.incarnation))
+    }
+
+    /// Who should be counted on, as things are: whoever is in step, and of those who were counted
+    /// on and are not, as many as are waited for. Looked at with every event.
+    fn wanted(&self) -> impl Iterator<Item = (&str, Member)> {
+        let ready = |name: &str| self.peers.get(name).is_some_and(|peer| peer.ready);
+        let joins = self.ending.is_none();
+        let kept = self.commit.counted.members().filter(move |(name, _)| match &self.ending {
+            None => !ready(name),
+            Some(ending) => ending.counts_on(name),
+        });
+        let present = self.peers.values().filter(move |peer| joins && peer.ready);
+        present
+            .map(|peer| (peer.node.as_str(), peer.as_member()))
+            .chain(kept.take(self.places_kept()).map(|(name, member)| (name.as_str(), *member)))
+    }
+
+    /// How many of those that are not in step are counted on all the same.
+    fn places_kept(&self) -> usize {
+        let waits = self.config.on_backup_loss == OnBackupLoss::Pause && !self.commit.forsaken;
+        match (&self.ending, waits) {
+            (Some(_), _) => usize::MAX,
             // Who is lost is waited for, unless others have taken the place.
-            let room = self.config.backups_max.saturating_sub(members.len());
-            let lost = self.commit.counted.members().filter(|(name, _)| !members.contains_key(*name));
-            let lost: Vec<_> = lost.take(room).map(|(name, member)| (name.clone(), *member)).collect();
-            members.extend(lost);
+            (None, true) => {
+                self.config.backups_max.saturating_sub(self.peers.values().filter(|peer| peer.ready).count())
+            }
+            (None, false) => 0,
         }
-        let required = self.config.release.required(members.len());
-        Counted::new(members, required)
+    }
+
+    /// How many of so many that are wanted must hold an output.
+    fn required_of(&self, wanted: usize) -> usize {
+        match self.ending {
+            // The rule stays as it is for as long as nobody leaves.
+            Some(_) => wanted.min(self.commit.counted.required()),
+            None => self.config.release.required(wanted),
+        }
     }
 
     /// Holds output from now on by both rules, until the new set holds what was released.

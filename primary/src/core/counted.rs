@@ -23,13 +23,6 @@ impl Counted {
         Counted { members, required }
     }
 
-    /// The one of this name alone, if it is among them.
-    pub(super) fn only(&self, name: &str) -> Counted {
-        let member = self.members.get(name).map(|member| (name.to_owned(), *member));
-        let members: BTreeMap<String, Member> = member.into_iter().collect();
-        Counted { required: members.len(), members }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
@@ -55,11 +48,8 @@ impl Counted {
         self.members.contains_key(name)
     }
 
-    /// Whether the same backups are counted on by the same rule, whatever they hold.
-    pub(super) fn is_same_set(&self, other: &Counted) -> bool {
-        self.required == other.required
-            && self.members.len() == other.members.len()
-            && self.members.iter().all(|(name, member)| other.has(name, member.incarnation))
+    pub(super) fn len(&self) -> usize {
+        self.members.len()
     }
 
     pub(super) fn note_acked(&mut self, name: &str, incarnation: u64, sequence: u64) {
@@ -73,9 +63,9 @@ impl Counted {
     /// Every batch up to this one is held by enough of them; `None` when nobody is counted on:
     /// then nothing waits.
     pub(super) fn held_by_enough(&self) -> Option<u64> {
-        let mut acked: Vec<u64> = self.members.values().map(|member| member.acked).collect();
-        acked.sort_unstable_by(|a, b| b.cmp(a));
-        acked.get(self.required.max(1) - 1).or(acked.last()).copied()
+        let acked = || self.members.values().map(|member| member.acked);
+        let enough = self.required.max(1).min(self.members.len());
+        acked().filter(|held| acked().filter(|other| other >= held).count() >= enough).max()
     }
 
     /// Every batch up to this one is held by all of them.

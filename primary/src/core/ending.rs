@@ -14,6 +14,20 @@ pub(super) struct Ending {
     pub(super) goodbye_said: bool,
 }
 
+impl Ending {
+    /// Whether this one, which was counted on so far, still is.
+    pub(super) fn counts_on(&self, name: &str) -> bool {
+        match &self.finish {
+            // Nobody else is to be asked when it takes over.
+            Finish::SwitchedOver { to } => to == name,
+            // Who leaves for good needs the heir that the record names, even one out of sight.
+            finish if finish.wants_heir() => true,
+            // A guest that ended needs none: the record must let the next start happen.
+            _ => !self.goodbye_said,
+        }
+    }
+}
+
 impl Primary {
     pub(super) fn begin_ending(&mut self, finish: Finish, now_ns: u64) {
         if self.ending.is_some() || self.finished.is_some() {

@@ -162,13 +162,13 @@ impl Epochs {
 impl Primary {
     /// Asks for the next increment when it is due.
     pub(super) fn drive_epochs(&mut self, now_ns: u64) {
-        if self.increment_due_ns(now_ns).is_some_and(|due_ns| due_ns <= now_ns) {
+        if self.increment_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
             self.request(Purpose::Increment);
         }
     }
 
-    /// When the next increment is due, as things are.
-    pub(super) fn increment_due_ns(&self, now_ns: u64) -> Option<u64> {
+    /// When the next increment is due, as things are; 0 where that is at once.
+    pub(super) fn increment_due_ns(&self) -> Option<u64> {
         let base = self.epochs.base.filter(|_| self.modes.present.stands() && !self.is_over())?;
         let busy = self.epochs.under_way.is_some() || self.checkpoints.is_freezing();
         let receivers = self.peers.values().filter(|peer| peer.stands == Some(base));
@@ -184,12 +184,12 @@ impl Primary {
                 let last = self.tail.outputs_after(self.tail.last_sequence());
                 let waits = self.buffer.uncommitted_outputs() > 0 && self.tail.outputs_after(base) < last;
                 match self.config.epoch.trigger {
-                    Trigger::Output if waits => Some(now_ns),
-                    Trigger::Output => Some(self.epochs.due_ns.max(self.slowest_due_ns())),
+                    Trigger::Output if waits => Some(0),
+                    Trigger::Output => Some(self.slowest_due_ns()),
                     Trigger::Clock => Some(self.epochs.due_ns),
                 }
             }
-            ProtectionMode::Hybrid => self.is_replay_budget_spent().then_some(now_ns),
+            ProtectionMode::Hybrid => self.is_replay_budget_spent().then_some(0),
         }
     }
 
@@ -238,7 +238,7 @@ impl Primary {
         self.epochs.base = Some(base);
         self.epochs.busy_before_ns = self.busy_ns;
         self.epochs.log_before_bytes = self.tail.pushed_bytes();
-        self.epochs.due_ns = now_ns.saturating_add(self.epochs.pacer.interval_ns);
+        self.epochs.due_ns = self.epochs.pacer.next_ns(self.epochs.due_ns, now_ns);
         self.epochs.pacer.begun_ns = now_ns;
     }
 
@@ -370,14 +370,18 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    pub(super) fn begun_ns(&self) -> u64 {
-        self.begun_ns
-    }
-
     fn new(config: EpochConfig) -> Self {
         // 40 a second to begin with, as Remus.
         let interval_ns = (25 * MILLISECOND_NS).clamp(config.shortest_ns, config.longest_ns);
         Pacer { config, interval_ns, begun_ns: 0, waiting: VecDeque::new(), commit_ns: 0 }
+    }
+
+    /// When the next is due, after one that was due at `due_ns` began now: what it was late by does
+    /// not add up.
+    fn next_ns(&self, due_ns: u64, now_ns: u64) -> u64 {
+        let is_late = now_ns.saturating_sub(due_ns) > self.interval_ns / 2;
+        let from_ns = if is_late { now_ns } else { due_ns.min(now_ns) };
+        from_ns.saturating_add(self.interval_ns)
     }
 
     /// An increment was taken. A pause over its aim asks for shorter epochs, which have less to
@@ -430,6 +434,21 @@ mod tests {
 
     fn sent(sequence: u64, begun_ns: u64) -> Sent {
         Sent { sequence, begun_ns, packed_bytes: 1 << 20 }
+    }
+
+    #[test]
+    fn the_rate_is_kept_when_each_begins_a_little_late() {
+        let pacer = Pacer::new(EpochConfig::default());
+        let interval_ns = pacer.interval_ns;
+        let mut due_ns = interval_ns;
+        for number in 1..=100 {
+            assert_eq!(due_ns, number * interval_ns);
+            due_ns = pacer.next_ns(due_ns, due_ns + interval_ns / 4);
+        }
+        // One that stood still for long does not make up for it by a burst.
+        let now_ns = due_ns + 10 * interval_ns;
+        assert_eq!(pacer.next_ns(due_ns, now_ns), now_ns + interval_ns);
+        assert_eq!(pacer.next_ns(due_ns, 5), 5 + interval_ns, "before it was due, as one on request");
     }
 
     #[test]

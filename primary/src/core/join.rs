@@ -18,8 +18,13 @@ const OFFERED_WINDOWS: u64 = 4;
 
 impl Primary {
     /// The machine began a checkpoint, as [`MachineRequest::BeginCheckpoint`] asked.
-    pub(super) fn handle_checkpoint_begun(&mut self, checkpoint: u64, begun: CheckpointBegun, now_ns: u64) {
-        self.handle_recorded(begun.before.clone(), now_ns);
+    pub(super) fn handle_checkpoint_begun(
+        &mut self,
+        checkpoint: u64,
+        mut begun: CheckpointBegun,
+        now_ns: u64,
+    ) {
+        self.handle_recorded(std::mem::take(&mut begun.before), now_ns);
         match self.checkpoints.purpose(checkpoint) {
             // Whoever it was for is gone meanwhile.
             None => {}
@@ -51,7 +56,6 @@ impl Primary {
         let Some(peer) = self.peers.get_mut(node) else { return };
         peer.phase = Phase::Checkpoint { asked: false };
         peer.start_from(position.sequence);
-        self.epochs.fresh = true;
         self.send_to(node, Message::CheckpointHead(start));
         if self.modes.present.stands() {
             self.tell_mode(node, ProtectionMode::Replay, now_ns);

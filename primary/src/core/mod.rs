@@ -322,8 +322,7 @@ impl Primary {
             self.heartbeat_due_ns = now_ns.saturating_add(self.config.heartbeat_interval_ns);
             self.send_heartbeats(now_ns);
         }
-        let lease_told = self.lease_told;
-        self.note_lease(lease_told, now_ns);
+        self.note_lease(now_ns);
         self.probe(now_ns);
         self.judge_peers(now_ns);
         self.drop_silent_connections(now_ns);
@@ -347,7 +346,7 @@ impl Primary {
             self.probe_interval_ns().map(|_| self.probe_due_ns),
             self.ending.as_ref().map(|ending| ending.due_ns),
             self.lease_until_ns.filter(|_| self.lease_told),
-            self.increment_due_ns(self.epochs.pacer.begun_ns()),
+            self.increment_due_ns(),
         ]
         .into_iter()
         .chain(peers)

@@ -186,7 +186,7 @@ impl State {
                 outputs_before: 3,
                 ram_bytes: PAGES * 4096,
                 digest: Digest([5; 16]),
-                state: vec![9; 100],
+                state: vec![9; 100].into(),
             },
             recipe: Bytes::from_static(b"recipe"),
             images: vec![],

@@ -408,7 +408,7 @@ impl Machine for ToyMachine {
             outputs_before: self.state.outputs_made,
             ram_bytes: self.ram.len_bytes(),
             digest,
-            state,
+            state: state.into(),
         };
         BegunCheckpoint { head, dirty_units }
     }
