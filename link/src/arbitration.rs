@@ -26,10 +26,19 @@
 //! anything, because what it would release is acknowledged by too few, and counting on fewer
 //! is a step it loses.
 //!
+//! **Lives.** A node that crashed and came back has nothing of what it held, whatever its name. So
+//! the record says which life of each node it means, as far as that was said. What an earlier life
+//! took over, was registered for, or bid is none of a later one's; and what an earlier life asked
+//! for, and reaches the arbiter late, is refused once the later one is registered. Who goes on
+//! from its own durable log holds what any earlier life of it held: it says no life, and is taken
+//! for the one that is named.
+//!
 //! The functions decide without I/O; [`arbitrate`] carries a decision out on any
 //! [`Arbiter`]. The simulator uses both with an arbiter in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use log_format::Life;
 
 use crate::arbiter::{Arbiter, ArbiterError, CasOutcome};
 
@@ -46,6 +55,8 @@ pub struct Record {
     pub required: u32,
     /// Batches held by the backups that want to take over, and wait for others to speak.
     pub bids: BTreeMap<String, u64>,
+    /// Which lives of the holder and of the backups are meant, as far as they are known.
+    pub lives: BTreeMap<String, Life>,
 }
 
 impl Record {
@@ -57,7 +68,22 @@ impl Record {
             backups: BTreeSet::new(),
             required: 0,
             bids: BTreeMap::new(),
+            lives: BTreeMap::new(),
         }
+    }
+
+    /// The same, of this life of a node.
+    #[must_use]
+    pub fn lived(mut self, node: &str, life: Life) -> Record {
+        if life.is_known() {
+            self.lives.insert(node.to_owned(), life);
+        }
+        self
+    }
+
+    /// Which life of a node is meant.
+    pub fn life_of(&self, node: &str) -> Life {
+        self.lives.get(node).copied().unwrap_or_default()
     }
 
     /// A primary that counts on one backup.
@@ -70,6 +96,17 @@ impl Record {
         self.backups.contains(node)
     }
 
+    /// Whether this life of the node may be meant: no other is, as far as it is known.
+    pub fn may_mean(&self, node: &str, life: Life) -> bool {
+        let meant = self.life_of(node);
+        meant == life || !meant.is_known() || !life.is_known()
+    }
+
+    /// Whether the node is the primary of this term and counts on nobody.
+    fn is_alone(&self, term: u64, node: &str) -> bool {
+        self.term == term && self.holder == node && self.backups.is_empty()
+    }
+
     /// How many backups must have bid before one of them takes over.
     pub fn bids_needed(&self) -> usize {
         (self.backups.len() + 1).saturating_sub(self.required as usize)
@@ -78,7 +115,7 @@ impl Record {
 
 impl std::fmt::Display for Record {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Record { term, holder, backups, required, bids } = self;
+        let Record { term, holder, backups, required, bids, lives: _ } = self;
         write!(f, "term {term}: primary {holder}, ")?;
         let names: Vec<&str> = backups.iter().map(String::as_str).collect();
         match &names[..] {
@@ -101,6 +138,8 @@ pub enum Step {
     ClaimStart {
         /// The node that starts.
         node: String,
+        /// Which life of it.
+        life: Life,
         /// What decides: the rules, the node's own log or the operator.
         authority: Authority,
     },
@@ -112,6 +151,8 @@ pub enum Step {
         term: u64,
         /// The backups, all of which hold what the change takes for granted.
         backups: BTreeSet<String>,
+        /// Which lives of them, and of the primary, as far as they are known.
+        lives: BTreeMap<String, Life>,
         /// How many of them must hold an output before it leaves.
         required: u32,
     },
@@ -119,6 +160,8 @@ pub enum Step {
     Confirm {
         /// The primary.
         node: String,
+        /// Which life of it.
+        life: Life,
         /// Its term.
         term: u64,
     },
@@ -126,6 +169,8 @@ pub enum Step {
     TakeOver {
         /// The backup.
         node: String,
+        /// Which life of it: unknown where its own durable log is what it holds.
+        life: Life,
         /// The failed primary's term.
         term: u64,
         /// Batches that the backup holds. It receives no more.
@@ -144,7 +189,7 @@ impl std::fmt::Display for Step {
                 let names: Vec<&str> = backups.iter().map(String::as_str).collect();
                 write!(f, "register {} as the backup of {node}", names.join(", "))
             }
-            Step::Confirm { node, term } => write!(f, "be the primary of term {term} on {node}"),
+            Step::Confirm { node, term, .. } => write!(f, "be the primary of term {term} on {node}"),
             Step::TakeOver { node, term, .. } => {
                 write!(f, "take over on {node} from the primary of term {term}")
             }
@@ -232,14 +277,20 @@ pub enum Refusal {
 /// [`Refusal`] when the rules forbid the step.
 pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal> {
     match step {
-        Step::ClaimStart { node, authority } => claim_start(current, node, *authority),
-        Step::SetBackups { node, term, backups, required } => {
-            set_backups(current, node, *term, backups, *required)
+        Step::ClaimStart { node, life, authority } => claim_start(current, node, *life, *authority),
+        Step::SetBackups { node, term, backups, lives, required } => {
+            let wanted = Record {
+                backups: backups.clone(),
+                required: *required,
+                lives: lives.clone(),
+                ..Record::alone(*term, node)
+            };
+            set_backups(current, wanted)
         }
-        Step::Confirm { node, term } => {
-            held_by(current, node, *term).map(|record| Decision::AlreadySo(record.clone()))
+        Step::Confirm { node, life, term } => {
+            held_by(current, node, *life, *term).map(|record| Decision::AlreadySo(record.clone()))
         }
-        Step::TakeOver { node, term, held } => take_over(current, node, *term, *held),
+        Step::TakeOver { node, life, term, held } => take_over(current, node, *life, *term, *held),
     }
 }
 
@@ -252,40 +303,39 @@ pub fn decide(step: &Step, current: Option<&Record>) -> Result<Decision, Refusal
 /// [`Refusal::HeldByOther`] when another node is the primary, or may become it: also when
 /// `node` itself was the primary but has a registered backup, since what was acknowledged
 /// to clients may be only there, unless its own log is known to hold that too.
-pub fn claim_start(current: Option<&Record>, node: &str, authority: Authority) -> Result<Decision, Refusal> {
+pub fn claim_start(
+    current: Option<&Record>,
+    node: &str,
+    life: Life,
+    authority: Authority,
+) -> Result<Decision, Refusal> {
     let Some(current) = current else {
-        return Ok(Decision::Propose(Record::alone(1, node)));
+        return Ok(Decision::Propose(Record::alone(1, node).lived(node, life)));
     };
     let allowed = match authority {
         Authority::Rules => current.holder == node && current.backups.is_empty(),
         // Or it took that term's primacy over and died before it released, and so logged, anything.
         Authority::Log { term } => {
-            current.holder == node && current.term == term || *current == Record::alone(term + 1, node)
+            current.holder == node && current.term == term || current.is_alone(term + 1, node)
         }
         Authority::Operator => true,
     };
     if allowed {
-        return Ok(Decision::Propose(Record::alone(current.term + 1, node)));
+        return Ok(Decision::Propose(Record::alone(current.term + 1, node).lived(node, life)));
     }
     Err(Refusal::HeldByOther { node: node.to_owned(), current: Box::new(current.clone()) })
 }
 
-/// The primary `node` of `term` counts on `backups` from now on: on one more, before it relies
+/// The primary that `wanted` names counts on its backups from now on: on one more, before it relies
 /// on it, or on one fewer, before it releases anything that this one did not acknowledge.
 ///
 /// Bids are void after it: who made one and is still alone makes it again.
 ///
 /// # Errors
 /// [`Refusal::Fenced`] or [`Refusal::Vanished`].
-pub fn set_backups(
-    current: Option<&Record>,
-    node: &str,
-    term: u64,
-    backups: &BTreeSet<String>,
-    required: u32,
-) -> Result<Decision, Refusal> {
-    let current = held_by(current, node, term)?;
-    let wanted = Record { backups: backups.clone(), required, ..Record::alone(term, node) };
+pub fn set_backups(current: Option<&Record>, wanted: Record) -> Result<Decision, Refusal> {
+    let life = wanted.life_of(&wanted.holder);
+    let current = held_by(current, &wanted.holder, life, wanted.term)?;
     match *current == wanted {
         true => Ok(Decision::AlreadySo(wanted)),
         false => Ok(Decision::Propose(wanted)),
@@ -299,14 +349,21 @@ pub fn set_backups(
 ///
 /// # Errors
 /// [`Refusal::NotRegistered`] or [`Refusal::Vanished`].
-pub fn take_over(current: Option<&Record>, node: &str, term: u64, held: u64) -> Result<Decision, Refusal> {
+pub fn take_over(
+    current: Option<&Record>,
+    node: &str,
+    life: Life,
+    term: u64,
+    held: u64,
+) -> Result<Decision, Refusal> {
     let current = present(current, node, term)?;
-    // Only as this step itself leaves it: with a backup, an earlier life of this node went on from
-    // there, and what this one holds is of a stale primary.
-    if *current == Record::alone(term + 1, node) {
+    // Only as this step itself leaves it. Else an earlier life of this node went on from there, and
+    // what this one holds is of a stale primary.
+    let is_own = current.life_of(node) == life || !life.is_known();
+    if current.is_alone(term + 1, node) && is_own {
         return Ok(Decision::AlreadySo(current.clone()));
     }
-    if current.term != term || !current.counts_on(node) {
+    if current.term != term || !current.counts_on(node) || !current.may_mean(node, life) {
         return Err(Refusal::NotRegistered {
             node: node.to_owned(),
             term,
@@ -318,7 +375,7 @@ pub fn take_over(current: Option<&Record>, node: &str, term: u64, held: u64) -> 
     let best = bid.bids.iter().max_by_key(|(name, held)| (**held, std::cmp::Reverse(*name)));
     let wins = best.is_some_and(|(name, _)| name == node) && bid.bids.len() >= bid.bids_needed();
     match (wins, bid == *current) {
-        (true, _) => Ok(Decision::Propose(Record::alone(term + 1, node))),
+        (true, _) => Ok(Decision::Propose(Record::alone(term + 1, node).lived(node, life))),
         (false, true) => Ok(Decision::AlreadySo(bid)),
         (false, false) => Ok(Decision::Propose(bid)),
     }
@@ -328,9 +385,14 @@ fn present<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a
     current.ok_or_else(|| Refusal::Vanished { node: node.to_owned(), term })
 }
 
-fn held_by<'a>(current: Option<&'a Record>, node: &str, term: u64) -> Result<&'a Record, Refusal> {
+fn held_by<'a>(
+    current: Option<&'a Record>,
+    node: &str,
+    life: Life,
+    term: u64,
+) -> Result<&'a Record, Refusal> {
     let current = present(current, node, term)?;
-    if current.term == term && current.holder == node {
+    if current.term == term && current.holder == node && current.may_mean(node, life) {
         return Ok(current);
     }
     Err(Refusal::Fenced { node: node.to_owned(), term, current: Box::new(current.clone()) })
@@ -394,11 +456,11 @@ mod tests {
     }
 
     fn claim(node: &str) -> Step {
-        Step::ClaimStart { node: node.into(), authority: Authority::Rules }
+        Step::ClaimStart { node: node.into(), life: Life::UNKNOWN, authority: Authority::Rules }
     }
 
     fn set_step(node: &str, term: u64, backups: &[&str], required: u32) -> Step {
-        Step::SetBackups { node: node.into(), term, backups: set(backups), required }
+        Step::SetBackups { node: node.into(), term, backups: set(backups), lives: BTreeMap::new(), required }
     }
 
     fn register(node: &str, term: u64, backup: &str) -> Step {
@@ -410,7 +472,7 @@ mod tests {
     }
 
     fn bid_step(node: &str, term: u64, held: u64) -> Step {
-        Step::TakeOver { node: node.into(), term, held }
+        Step::TakeOver { node: node.into(), life: Life::UNKNOWN, term, held }
     }
 
     fn take_over_step(node: &str, term: u64) -> Step {
@@ -446,7 +508,7 @@ mod tests {
     #[test]
     fn the_stale_primary_is_fenced_by_every_step_it_tries() {
         let current = record(2, "b", None);
-        let confirm = Step::Confirm { node: "a".into(), term: 1 };
+        let confirm = Step::Confirm { node: "a".into(), life: Life::UNKNOWN, term: 1 };
         for step in [go_alone_step("a", 1), register("a", 1, "c"), confirm] {
             let refusal = decide(&step, Some(&current)).unwrap_err();
             assert!(matches!(refusal, Refusal::Fenced { term: 1, .. }));
@@ -472,29 +534,105 @@ mod tests {
         assert!(matches!(refusal, Refusal::NotRegistered { .. }));
     }
 
+    /// A step of this life of a node.
+    fn of_life(step: Step, number: u64) -> Step {
+        let life = Life(number);
+        match step {
+            Step::ClaimStart { node, authority, .. } => Step::ClaimStart { node, life, authority },
+            Step::TakeOver { node, term, held, .. } => Step::TakeOver { node, life, term, held },
+            Step::Confirm { node, term, .. } => Step::Confirm { node, life, term },
+            Step::SetBackups { node, term, backups, required, .. } => {
+                // Backups are of the life 10, the primary of the one that asks.
+                let mut lives: BTreeMap<String, Life> =
+                    backups.iter().map(|backup| (backup.clone(), Life(10))).collect();
+                lives.insert(node.clone(), life);
+                Step::SetBackups { node, term, backups, lives, required }
+            }
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_life_took_over_alone_is_not_taken_again() {
+        let arbiter = MemoryArbiter::default();
+        arbitrate(&arbiter, &of_life(claim("a"), 1)).unwrap();
+        arbitrate(&arbiter, &of_life(register("a", 1, "b"), 1)).unwrap();
+        let taken = arbitrate(&arbiter, &of_life(take_over_step("b", 1), 10)).unwrap();
+        assert_eq!(taken, record(2, "b", None).lived("b", Life(10)));
+        // Its answer was lost: the same life finds out.
+        assert_eq!(arbitrate(&arbiter, &of_life(take_over_step("b", 1), 10)).unwrap(), taken);
+        // It released alone and died; the next life joined a, which knew nothing.
+        let again = arbitrate(&arbiter, &of_life(take_over_step("b", 1), 11));
+        assert!(matches!(again, Err(ArbitrationError::Refused(Refusal::NotRegistered { .. }))), "{again:?}");
+        // Its own log, which is what it holds, is another matter; and it may begin anew.
+        assert_eq!(arbitrate(&arbiter, &take_over_step("b", 1)).unwrap(), taken);
+        assert_eq!(arbitrate(&arbiter, &of_life(claim("b"), 11)).unwrap().term, 3);
+    }
+
+    #[test]
+    fn a_bid_of_an_earlier_life_comes_too_late() {
+        let arbiter = MemoryArbiter::default();
+        arbitrate(&arbiter, &of_life(claim("a"), 1)).unwrap();
+        arbitrate(&arbiter, &of_life(set_step("a", 1, &["b", "c"], 1), 1)).unwrap();
+        // An earlier life of b read the record, and is late to set it.
+        let late = of_life(bid_step("b", 1, 100), 10);
+        let before = arbiter.read().unwrap();
+        let Ok(Decision::Propose(proposed)) = decide(&late, before.as_ref()) else { panic!("a bid") };
+        // b came back, joined and is registered anew: the same names.
+        let mut anew = of_life(set_step("a", 1, &["b", "c"], 1), 1);
+        if let Step::SetBackups { lives, .. } = &mut anew {
+            lives.insert("b".to_owned(), Life(11));
+        }
+        let registered = arbitrate(&arbiter, &anew).unwrap();
+        assert_eq!(registered.life_of("b"), Life(11));
+        let set = arbiter.compare_and_set(before.as_ref(), &proposed).unwrap();
+        assert!(matches!(set, CasOutcome::Lost(_)));
+        assert!(matches!(decide(&late, Some(&registered)), Err(Refusal::NotRegistered { .. })));
+        // So that c, which holds less than b may have acknowledged since, does not win by it.
+        assert_eq!(arbitrate(&arbiter, &of_life(bid_step("c", 1, 120), 10)).unwrap().term, 1);
+        assert_eq!(arbitrate(&arbiter, &of_life(bid_step("b", 1, 150), 11)).unwrap().holder, "b");
+    }
+
+    #[test]
+    fn a_record_that_names_no_lives_is_read_as_ever() {
+        let current = record(4, "a", Some("b"));
+        for number in [0, 7] {
+            let taken = decide(&of_life(take_over_step("b", 4), number), Some(&current));
+            assert!(matches!(taken, Ok(Decision::Propose(next)) if next.term == 5));
+            assert!(decide(&of_life(go_alone_step("a", 4), number), Some(&current)).is_ok());
+        }
+        // An older program took over: it was not this life.
+        let taken = decide(&of_life(take_over_step("b", 4), 7), Some(&record(5, "b", None)));
+        assert!(matches!(taken, Err(Refusal::NotRegistered { .. })));
+        let other = record(4, "a", None).lived("a", Life(3));
+        assert!(matches!(
+            decide(&of_life(go_alone_step("a", 4), 2), Some(&other)),
+            Err(Refusal::Fenced { .. })
+        ));
+    }
+
     #[test]
     fn a_primary_with_a_registered_backup_starts_again_by_its_durable_log_or_the_operator_only() {
         let current = record(4, "a", Some("b"));
         for authority in [Authority::Rules, Authority::Log { term: 3 }] {
-            let refused = claim_start(Some(&current), "a", authority);
+            let refused = claim_start(Some(&current), "a", Life::UNKNOWN, authority);
             assert!(matches!(refused, Err(Refusal::HeldByOther { .. })), "{authority:?}");
         }
         for authority in [Authority::Log { term: 4 }, Authority::Operator] {
-            let next = claim_start(Some(&current), "a", authority);
+            let next = claim_start(Some(&current), "a", Life::UNKNOWN, authority);
             assert_eq!(next, Ok(Decision::Propose(record(5, "a", None))), "{authority:?}");
         }
-        let other = claim_start(Some(&current), "b", Authority::Log { term: 4 });
+        let other = claim_start(Some(&current), "b", Life::UNKNOWN, Authority::Log { term: 4 });
         assert!(matches!(other, Err(Refusal::HeldByOther { .. })));
     }
 
     #[test]
     fn who_took_over_and_died_before_its_first_output_starts_again_by_the_log_it_followed() {
         let taken = record(5, "b", None);
-        let next = claim_start(Some(&taken), "b", Authority::Log { term: 4 });
+        let next = claim_start(Some(&taken), "b", Life::UNKNOWN, Authority::Log { term: 4 });
         assert_eq!(next, Ok(Decision::Propose(record(6, "b", None))));
         // With a backup, or later, it led and released: that log is too old.
         for later in [record(5, "b", Some("c")), record(6, "b", None), record(5, "a", None)] {
-            let refused = claim_start(Some(&later), "b", Authority::Log { term: 4 });
+            let refused = claim_start(Some(&later), "b", Life::UNKNOWN, Authority::Log { term: 4 });
             assert!(matches!(refused, Err(Refusal::HeldByOther { .. })), "{later}");
         }
     }
@@ -532,10 +670,10 @@ mod tests {
         let mut current = Record { backups: set(&["b", "c", "d"]), required: 2, ..Record::alone(1, "a") };
         current.bids = BTreeMap::from([("c".to_owned(), 5)]);
         assert!(
-            matches!(take_over(Some(&current), "d", 1, 5), Ok(Decision::Propose(next)) if next.term == 1)
+            matches!(take_over(Some(&current), "d", Life::UNKNOWN, 1, 5), Ok(Decision::Propose(next)) if next.term == 1)
         );
         assert!(
-            matches!(take_over(Some(&current), "b", 1, 5), Ok(Decision::Propose(next)) if next.term == 2)
+            matches!(take_over(Some(&current), "b", Life::UNKNOWN, 1, 5), Ok(Decision::Propose(next)) if next.term == 2)
         );
     }
 
@@ -602,7 +740,7 @@ mod tests {
             let released = sorted[held.len() - required as usize];
             for index in order {
                 let bidder = index.index(held.len());
-                match take_over(Some(&record), &names[bidder], 1, held[bidder]).unwrap() {
+                match take_over(Some(&record), &names[bidder], Life::UNKNOWN, 1, held[bidder]).unwrap() {
                     Decision::Propose(next) if next.term == 2 => {
                         prop_assert!(held[bidder] >= released);
                         return Ok(());

@@ -264,6 +264,7 @@ fn short(hash: &[u8; 32]) -> String {
 mod tests {
     use super::*;
     use log_format::Have;
+    use log_format::Life;
     use proptest::prelude::*;
 
     fn identity() -> MachineIdentity {
@@ -288,6 +289,7 @@ mod tests {
 
     fn hello() -> Hello {
         Hello {
+            life: Life::UNKNOWN,
             term: 4,
             versions: VersionRange { min: 2, max: 5 },
             vm: "web".into(),

@@ -76,7 +76,13 @@ mod tests {
     use super::*;
 
     fn step(term: u64) -> Step {
-        Step::SetBackups { node: "a".into(), term, backups: Default::default(), required: 0 }
+        Step::SetBackups {
+            node: "a".into(),
+            term,
+            backups: Default::default(),
+            lives: Default::default(),
+            required: 0,
+        }
     }
 
     #[test]

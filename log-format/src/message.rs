@@ -27,7 +27,7 @@ use crate::frame::{EncodeError, Frame, FrameError, FrameKind, encode_frame};
 use crate::increment::{EncodedPart, IncrementEnd, IncrementStart, ModeChange};
 use crate::resync::{DiskCheck, DiskHashes, Donor, ImageReply, ImageRequest, Offer, Want};
 use crate::{
-    ChainHash, CheckpointHead, CheckpointPart, Digest, LoggedOutput, MachineIdentity, Moment, Position,
+    ChainHash, CheckpointHead, CheckpointPart, Digest, Life, LoggedOutput, MachineIdentity, Moment, Position,
     VersionRange,
 };
 
@@ -90,6 +90,10 @@ pub struct Hello {
     /// The highest term the backup has seen.
     #[serde(skip)]
     pub term: u64,
+    /// Which life of the backup this is: in the header's sequence, which older programs leave 0
+    /// and do not look at.
+    #[serde(skip)]
+    pub life: Life,
     /// Format versions it speaks.
     pub versions: VersionRange,
     /// Name of the virtual machine it stands by for.
@@ -507,8 +511,21 @@ macro_rules! record_in_term {
     )*};
 }
 
+impl Record for Hello {
+    const KIND: FrameKind = FrameKind::Hello;
+
+    fn place(&self) -> (Position, ChainHash) {
+        let position = Position { term: self.term, sequence: self.life.0, ..Position::default() };
+        (position, ChainHash::NONE)
+    }
+
+    fn set_place(&mut self, position: Position, _: ChainHash) {
+        self.term = position.term;
+        self.life = Life(position.sequence);
+    }
+}
+
 record_in_term! {
-    Hello;
     Refuse;
     Heartbeat, after_sequence;
     HeartbeatReply;

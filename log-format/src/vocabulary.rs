@@ -25,6 +25,22 @@ impl Moment {
     pub const END: Moment = Moment { icount: u64::MAX, time_ns: u64::MAX };
 }
 
+/// Which life of a node: drawn at random when its role begins, since what an earlier life knew,
+/// and said of itself, is gone with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Life(pub u64);
+
+impl Life {
+    /// Of a program that does not say, or of one that goes on from what its disk holds, whichever
+    /// life wrote that.
+    pub const UNKNOWN: Life = Life(0);
+
+    /// Whether it was said.
+    pub fn is_known(self) -> bool {
+        self != Life::UNKNOWN
+    }
+}
+
 /// A place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Position {

@@ -1,6 +1,6 @@
 //! What a new primacy begins with: after a boot, and after a takeover.
 
-use log_format::{ChainHash, Digest, LoggedOutput, MachineIdentity, Moment, Position};
+use log_format::{ChainHash, Digest, Life, LoggedOutput, MachineIdentity, Moment, Position};
 
 /// Where a primacy begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct PrimacyStart {
     /// Guest time minus this host's monotonic time, as the last primary kept it; `None` after
     /// a boot: guest time then starts from where the machine stands.
     pub clock_offset_ns: Option<i64>,
+    /// Which life of this node the arbiter's record names in the new term, if it says one.
+    pub life: Life,
 }
 
 impl PrimacyStart {
@@ -34,6 +36,7 @@ impl PrimacyStart {
             outputs_released: 0,
             reissue: Vec::new(),
             clock_offset_ns: None,
+            life: Life::UNKNOWN,
         }
     }
 

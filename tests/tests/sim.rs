@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use secondwind_tests::sim::faults::FaultKind;
 use secondwind_tests::sim::runner::{processors, run_seed, run_seeds};
-use secondwind_tests::sim::{Coverage, Mutation, Options};
+use secondwind_tests::sim::{Coverage, Mutation, Options, scenario};
 
 /// Seeds of one CI run; the `soak` binary runs more.
 const SEEDS: u64 = 10_000;
@@ -148,4 +148,35 @@ fn a_diverging_backup_is_rebuilt() {
     }
     assert!(found > 10, "{found} of 60 runs met the defect");
     assert!(kept > 10, "the primary kept its state in {kept} of {found} runs");
+}
+
+/// What once went wrong, step by step.
+#[test]
+fn an_earlier_life_does_not_take_over_again() {
+    scenario::an_earlier_life_took_over().unwrap();
+}
+
+#[test]
+fn a_claim_refused_just_before_the_registration_leaves_the_backup_in_step() {
+    scenario::a_claim_just_before_the_registration().unwrap();
+}
+
+#[test]
+fn output_waits_while_a_first_backup_is_registered() {
+    scenario::output_waits_while_a_first_backup_is_registered().unwrap();
+}
+
+#[test]
+fn an_unanswered_question_leaves_no_primary_registering() {
+    scenario::an_unanswered_question_for_a_backup_that_is_lost().unwrap();
+}
+
+#[test]
+fn an_increment_that_is_cut_off_is_sent_again() {
+    scenario::an_increment_is_cut_off().unwrap();
+}
+
+#[test]
+fn a_newcomer_gets_no_deltas_against_what_it_never_held() {
+    scenario::increments_for_a_newcomer().unwrap();
 }

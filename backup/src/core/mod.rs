@@ -43,7 +43,7 @@ use link::detector::{Detector, DetectorConfig};
 use link::handshake::LocalFacts;
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, MachineIdentity, Message, ModeChange, Moment,
+    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, Life, MachineIdentity, Message, ModeChange, Moment,
     PROTOCOL_VERSION, Position, ProtectionMode, SealedBatch, VersionRange,
 };
 use machine::PrimacyStart;
@@ -64,6 +64,8 @@ pub struct CoreConfig {
     pub vm: String,
     /// This node's name, as the arbiter knows it.
     pub node: String,
+    /// Which life of it begins here: a number that no other has.
+    pub life: Life,
     /// What the machine is made of.
     pub identity: MachineIdentity,
     /// Whether the machine can be replayed from its boot.
@@ -94,6 +96,7 @@ impl CoreConfig {
         CoreConfig {
             vm: vm.to_owned(),
             node: node.to_owned(),
+            life: Life::UNKNOWN,
             identity,
             has_boot_images: true,
             detector: DetectorConfig::default(),
@@ -380,6 +383,7 @@ impl Backup {
         let have = self.held.filter(|_| self.following);
         self.outbox.push_back(Message::Hello(Hello {
             term: self.term,
+            life: self.config.life,
             versions: self.versions(),
             vm: self.config.vm.clone(),
             node: self.config.node.clone(),

@@ -1,6 +1,6 @@
 //! Losing sight of the primary, and taking its place.
 
-use link::arbitration::{ArbitrationError, Record, Step};
+use link::arbitration::{ArbitrationError, Record, Refusal, Step};
 use log_format::{GoodbyeReason, Moment, Position};
 use machine::PrimacyStart;
 
@@ -21,9 +21,13 @@ impl Backup {
             }
             Err(ArbitrationError::Refused(refusal)) => {
                 self.lane.reached();
-                self.in_step = false;
                 self.registered = false;
-                self.detector = None;
+                if self.is_primary_elsewhere(&refusal) {
+                    self.in_step = false;
+                    self.detector = None;
+                } else if let Some(detector) = &mut self.detector {
+                    detector.alive(now_ns);
+                }
                 self.events.push_back(BackupEvent::ClaimRefused { text: refusal.to_string() });
                 if self.state == State::Claiming {
                     self.rejoin_later(now_ns);
@@ -35,6 +39,22 @@ impl Backup {
             }
         }
         self.settle();
+    }
+
+    /// Whether a claim was refused since another node, or nobody, leads by now.
+    ///
+    /// Else the record names the primary that this node followed, in the same term, and only not
+    /// this node: not yet, or not any more. What is held here is still all that was ever
+    /// acknowledged in the term, so this side stays in step. It looks for the primary again, and may
+    /// claim again: that is granted only if it was registered meanwhile, as it is where the
+    /// question came just before that.
+    fn is_primary_elsewhere(&self, refusal: &Refusal) -> bool {
+        match refusal {
+            Refusal::NotRegistered { current, .. } => {
+                current.term != self.term || current.holder != self.primary
+            }
+            _ => true,
+        }
     }
 
     /// The connection is gone, or is of no more use.
@@ -99,7 +119,8 @@ impl Backup {
         self.increment = None;
         self.bid_told = false;
         let held = self.held.map_or(0, |held| held.position.sequence);
-        self.lane.ask(Step::TakeOver { node: self.config.node.clone(), term: self.term, held });
+        let (node, life, term) = (self.config.node.clone(), self.config.life, self.term);
+        self.lane.ask(Step::TakeOver { node, life, term, held });
         self.settle();
     }
 
@@ -171,6 +192,7 @@ impl Backup {
             outputs_released,
             reissue,
             clock_offset_ns: self.clock.offset_ns(),
+            life: self.config.life,
         })));
     }
 }

@@ -194,6 +194,7 @@ mod tests {
     use crate::arbiter::MemoryArbiter;
     use crate::arbiter::contract::{self, record};
     use crate::arbitration::{Authority, Step, arbitrate};
+    use log_format::Life;
 
     /// Waits until a question lies on the desk.
     fn wait_for_question(handle: &ManualHandle) -> PendingQuestion {
@@ -210,7 +211,8 @@ mod tests {
         contract::keeps_what_was_won_and_refuses_the_rest(&ManualArbiter::new(MemoryArbiter::default()));
         let arbiter = ManualArbiter::new(MemoryArbiter::default());
         for _ in 0..2 {
-            let step = Step::ClaimStart { node: "a".into(), authority: Authority::Rules };
+            let step =
+                Step::ClaimStart { node: "a".into(), life: Life::UNKNOWN, authority: Authority::Rules };
             arbitrate(&arbiter, &step).unwrap();
         }
         assert_eq!(arbiter.read().unwrap(), Some(record(2, "a", None)));
@@ -222,7 +224,7 @@ mod tests {
         let handle = arbiter.handle();
         assert_eq!(handle.grant(), Err(NothingPending));
         arbiter.learn(&record(3, "a", Some("b"))).unwrap();
-        let step = Step::TakeOver { node: "b".into(), term: 3, held: 5 };
+        let step = Step::TakeOver { node: "b".into(), life: Life::UNKNOWN, term: 3, held: 5 };
         std::thread::scope(|scope| {
             let taken = scope.spawn(|| arbitrate(&arbiter, &step).unwrap());
             let question = wait_for_question(&handle);
@@ -240,7 +242,13 @@ mod tests {
         let arbiter = ManualArbiter::new(MemoryArbiter::default());
         let handle = arbiter.handle();
         arbiter.learn(&record(1, "a", Some("b"))).unwrap();
-        let step = Step::SetBackups { node: "a".into(), term: 1, backups: Default::default(), required: 0 };
+        let step = Step::SetBackups {
+            node: "a".into(),
+            term: 1,
+            backups: Default::default(),
+            lives: Default::default(),
+            required: 0,
+        };
         std::thread::scope(|scope| {
             let asked = scope.spawn(|| arbitrate(&arbiter, &step));
             let question = wait_for_question(&handle);

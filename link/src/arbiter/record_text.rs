@@ -14,14 +14,25 @@
 //! The first line is fixed, with the version. Version 1 is written where it suffices: for no
 //! backup, where `backup` is left out, and for one. Programs that know only that then go on
 //! reading it. `crc32` is over all the bytes before its own line.
+//!
+//! Which lives of the nodes are meant stands in the line before that, as a comment, where it is
+//! known: programs that know nothing of lives skip it, and leave it out of what they write.
+//!
+//! ```text
+//! # lives = { alpha = "9f86d081884c7d65", beta = "9a0b2c44e1f0a1b3" }
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+
+use log_format::Life;
 
 use super::ArbiterError;
 use crate::arbitration::Record;
 
 const MAGIC: &str = "secondwind-arbiter";
+/// Begins the line with the lives.
+const LIVES: &str = "# lives = ";
 /// Of one backup at most.
 const PAIR_VERSION: u64 = 1;
 /// Of any number.
@@ -30,7 +41,7 @@ const VERSION: u64 = 2;
 /// The record of VM `vm` as text.
 pub fn encode_record(vm: &str, record: &Record) -> String {
     let quoted = |text: &str| toml::Value::from(text).to_string();
-    let Record { term, holder, backups, required, bids } = record;
+    let Record { term, holder, backups, required, bids, lives } = record;
     let is_pair = bids.is_empty() && backups.len() <= 1 && *required as usize == backups.len();
     let version = if is_pair { PAIR_VERSION } else { VERSION };
     let mut text = format!("{MAGIC} {version}\nvm = {}\nterm = {term}\n", quoted(vm));
@@ -45,6 +56,11 @@ pub fn encode_record(vm: &str, record: &Record) -> String {
         let held: toml::Table =
             bids.iter().map(|(name, held)| (name.clone(), toml::Value::from(*held as i64))).collect();
         text += &format!("bids = {}\n", toml::Value::Table(held));
+    }
+    if !lives.is_empty() {
+        let number = |Life(number): &Life| toml::Value::from(format!("{number:016x}"));
+        let lives: toml::Table = lives.iter().map(|(name, life)| (name.clone(), number(life))).collect();
+        text += &format!("{LIVES}{}\n", toml::Value::Table(lives));
     }
     let crc32 = crc32fast::hash(text.as_bytes());
     text + &format!("crc32 = 0x{crc32:08x}\n")
@@ -90,6 +106,7 @@ pub fn parse_record(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, Arbit
     if found != expected {
         return Err(corrupt(format!("crc32 is {found}, expected {expected}")));
     }
+    let lives = parse_lives(body).ok_or_else(|| corrupt("its lives are not numbers by name".into()))?;
     let body: Body = toml::from_str(body).map_err(|error| corrupt(error.message().to_owned()))?;
     if body.vm != vm {
         return Err(ArbiterError::OtherVm { path: path.to_owned(), found: body.vm, expected: vm.to_owned() });
@@ -101,7 +118,19 @@ pub fn parse_record(bytes: &[u8], path: &Path, vm: &str) -> Result<Record, Arbit
         let count = backups.len();
         return Err(corrupt(format!("{required} of {count} backups are required, expected 1 to {count}")));
     }
-    Ok(Record { term, holder, backups, required, bids })
+    Ok(Record { term, holder, backups, required, bids, lives })
+}
+
+/// The lives in the last line of a body, if that is what it holds; `None` if they are damaged.
+fn parse_lives(body: &str) -> Option<BTreeMap<String, Life>> {
+    let last = body.trim_end_matches('\n').rsplit('\n').next().unwrap_or_default();
+    let Some(text) = last.strip_prefix(LIVES) else { return Some(BTreeMap::new()) };
+    let table: toml::Table = toml::from_str(&format!("lives = {text}")).ok()?;
+    let life = |(name, number): (String, toml::Value)| {
+        let number = u64::from_str_radix(number.as_str()?, 16).ok().filter(|number| *number != 0)?;
+        Some((name, Life(number)))
+    };
+    table.get("lives")?.as_table()?.clone().into_iter().map(life).collect()
 }
 
 fn foreign(path: &Path, first_line: &str) -> ArbiterError {
@@ -117,11 +146,12 @@ mod tests {
     fn any_record() -> impl Strategy<Value = Record> {
         let names = prop::collection::btree_set(any::<String>(), 0..4);
         let bids = prop::collection::btree_map(any::<String>(), 0..1u64 << 60, 0..3);
-        (0..u64::from(u32::MAX), any::<String>(), names, any::<u32>(), bids).prop_map(
-            |(term, holder, backups, required, bids)| {
+        let lives = prop::collection::btree_map(any::<String>(), (1..=u64::MAX).prop_map(Life), 0..3);
+        (0..u64::from(u32::MAX), any::<String>(), names, any::<u32>(), bids, lives).prop_map(
+            |(term, holder, backups, required, bids, lives)| {
                 let count = backups.len() as u32;
                 let required = if count == 0 { 0 } else { 1 + required % count };
-                Record { term, holder, backups, required, bids }
+                Record { term, holder, backups, required, bids, lives }
             },
         )
     }
@@ -145,6 +175,20 @@ mod tests {
             body,
             "secondwind-arbiter 2\nvm = \"web\"\nterm = 4\nholder = \"alpha\"\nbackups = [\"beta\", \"gamma\"]\nrequired = 1\nbids = { gamma = 812 }\n"
         );
+    }
+
+    #[test]
+    fn lives_stand_where_older_programs_skip_them() {
+        let record = Record::pair(4, "alpha", "beta").lived("alpha", Life(0x9f86)).lived("beta", Life(7));
+        let text = encode_record("web", &record);
+        assert_eq!(
+            text,
+            "secondwind-arbiter 1\nvm = \"web\"\nterm = 4\nholder = \"alpha\"\nbackup = \"beta\"\n# lives = { alpha = \"0000000000009f86\", beta = \"0000000000000007\" }\ncrc32 = 0x19eb81fa\n"
+        );
+        // As they read it: a comment.
+        let body = text.rsplit_once("crc32").expect("has a checksum").0.split_once('\n').expect("lines").1;
+        let read: Body = toml::from_str(body).unwrap();
+        assert_eq!((read.term, read.backup.as_deref()), (4, Some("beta")));
     }
 
     proptest! {

@@ -125,6 +125,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
             "hello",
             Message::Hello(Hello {
                 term: 3,
+                life: Life::UNKNOWN,
                 versions: VersionRange { min: 1, max: 1 },
                 vm: "ledger".into(),
                 node: "node-b".into(),

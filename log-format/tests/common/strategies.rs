@@ -116,10 +116,11 @@ fn hand_shake() -> impl Strategy<Value = Message> {
     let have =
         proptest::option::of((position(), chain()).prop_map(|(position, chain)| Have { position, chain }));
     let names = ("[a-z0-9-]{0,40}", "\\PC{0,40}");
-    let hello = (any::<(u8, u8)>(), names, number(), identity(), have, any::<bool>()).prop_map(
-        |((min, max), (vm, node), term, identity, have, has_boot_images)| {
+    let hello = (any::<(u8, u8)>(), names, (number(), number()), identity(), have, any::<bool>()).prop_map(
+        |((min, max), (vm, node), (term, life), identity, have, has_boot_images)| {
             Message::Hello(Hello {
                 term,
+                life: Life(life),
                 versions: VersionRange { min, max },
                 vm,
                 node,
@@ -160,7 +161,7 @@ fn checkpoint() -> impl Strategy<Value = Message> {
             outputs_before,
             ram_bytes,
             digest,
-            state: state,
+            state,
         },
     );
     let port = proptest::option::of(any::<u8>());

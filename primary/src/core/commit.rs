@@ -75,8 +75,8 @@ impl Primary {
     /// The arbiter's record is this now, as a watch of it says. A later one ends the primacy;
     /// an earlier one is old news.
     pub fn handle_record(&mut self, record: &Record, now_ns: u64) {
-        let replaced =
-            record.term > self.term() || record.term == self.term() && record.holder != self.config.node;
+        let is_own = record.holder == self.config.node && record.may_mean(&self.config.node, self.life);
+        let replaced = record.term > self.term() || record.term == self.term() && !is_own;
         if replaced && !self.is_over() {
             self.fence(format!("the arbiter's record is {record}"));
         }
@@ -226,7 +226,11 @@ impl Primary {
         let Some(change) = &self.commit.change else { return };
         let (node, term) = (self.config.node.clone(), self.term());
         let (backups, required) = (change.to.names(), change.to.required() as u32);
-        self.lane.ask(Step::SetBackups { node, term, backups, required });
+        let mut lives = change.to.lives();
+        if self.life.is_known() {
+            lives.insert(node.clone(), self.life);
+        }
+        self.lane.ask(Step::SetBackups { node, term, backups, lives, required });
     }
 
     /// The record names the new set.
@@ -382,7 +386,7 @@ impl Primary {
         self.probe_due_ns = now_ns.saturating_add(interval_ns);
         if self.commit.change.is_none() {
             let (node, term) = (self.config.node.clone(), self.term());
-            self.lane.ask(Step::Confirm { node, term });
+            self.lane.ask(Step::Confirm { node, life: self.life, term });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use log_format::Life;
+
 /// A set of backups with a rule: so many of them must hold an output before it leaves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Counted {
@@ -16,6 +18,8 @@ pub(super) struct Member {
     pub(super) incarnation: u64,
     /// Every batch up to this one is held by it, as far as was heard.
     pub(super) acked: u64,
+    /// Which life of the node it is, as the arbiter knows it.
+    pub(super) life: Life,
 }
 
 impl Counted {
@@ -33,6 +37,12 @@ impl Counted {
 
     pub(super) fn names(&self) -> BTreeSet<String> {
         self.members.keys().cloned().collect()
+    }
+
+    /// Which lives of them these are, as far as they said.
+    pub(super) fn lives(&self) -> BTreeMap<String, Life> {
+        let known = self.members.iter().filter(|(_, member)| member.life.is_known());
+        known.map(|(name, member)| (name.clone(), member.life)).collect()
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = (&String, &Member)> {
@@ -82,7 +92,9 @@ mod tests {
         let members = acked
             .iter()
             .enumerate()
-            .map(|(number, acked)| (number.to_string(), Member { incarnation: 1, acked: *acked }))
+            .map(|(number, acked)| {
+                (number.to_string(), Member { incarnation: 1, acked: *acked, life: Life::UNKNOWN })
+            })
             .collect();
         Counted::new(members, required)
     }

@@ -240,6 +240,7 @@ impl Primary {
         // It may have asked for the term meanwhile: the arbiter's word is wanted anew.
         self.incarnations += 1;
         peer.incarnation = self.incarnations;
+        peer.life = hello.life;
         peer.detector.alive(now_ns);
         self.start_log(id, &hello.node, JoinPlan::Resume, have.position, have.chain, now_ns);
         self.send_increments_again(&hello.node, now_ns);
@@ -263,7 +264,7 @@ impl Primary {
         self.incarnations += 1;
         self.peers.insert(
             node.clone(),
-            Peer::new(&node, id, version, self.incarnations, listen(&self.config, now_ns)),
+            Peer::new(&node, id, version, (self.incarnations, hello.life), listen(&self.config, now_ns)),
         );
         self.heartbeat_due_ns = now_ns;
         // Who is to stand must know at which state: only a checkpoint tells.

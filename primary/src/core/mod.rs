@@ -41,8 +41,8 @@ use std::collections::{BTreeMap, VecDeque};
 use link::arbitration::Step;
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Divergence, Goodbye, GoodbyeReason, Heartbeat, HeartbeatReply, LoggedOutput, Message,
-    Position, ProtectionMode, SealedBatch,
+    Ack, ChainHash, Divergence, Goodbye, GoodbyeReason, Heartbeat, HeartbeatReply, Life, LoggedOutput,
+    Message, Position, ProtectionMode, SealedBatch,
 };
 use machine::{CheckpointExtent, PrimacyStart};
 use netbuf::{BufferStatistics, OutputBuffer};
@@ -134,6 +134,8 @@ pub enum Operator {
 /// monotonic nanoseconds.
 pub struct Primary {
     config: CoreConfig,
+    /// Which life of this node the arbiter's record names.
+    life: Life,
     commit: Commit,
     lane: Lane,
     batcher: Batcher,
@@ -175,13 +177,14 @@ pub struct Primary {
 impl Primary {
     /// Begins a primacy, for which the arbiter's record names this node alone.
     pub fn new(config: CoreConfig, start: PrimacyStart, now_ns: u64) -> Self {
-        let PrimacyStart { from, chain, outputs_logged, outputs_released, reissue, .. } = start;
+        let PrimacyStart { from, chain, outputs_logged, outputs_released, reissue, life, .. } = start;
         let mut buffer = OutputBuffer::new(config.buffer);
         buffer.drop_released_before(outputs_released);
         if config.durability == Durability::Memory {
             buffer.release_all();
         }
         let mut primary = Primary {
+            life,
             lane: Lane::default(),
             commit: Commit::default(),
             batcher: Batcher::new(from, chain, outputs_logged),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use link::detector::Detector;
-use log_format::{Message, Moment, Output};
+use log_format::{Life, Message, Moment, Output};
 
 use super::counted::Member;
 
@@ -112,6 +112,8 @@ pub(super) struct Peer {
     pub(super) node: String,
     /// Which join of all this is.
     pub(super) incarnation: u64,
+    /// Which life of the node it is.
+    pub(super) life: Life,
     /// `None` while it has a moment to come back.
     pub(super) connection: Option<ConnectionId>,
     /// The format version agreed on.
@@ -148,12 +150,13 @@ impl Peer {
         node: &str,
         connection: ConnectionId,
         version: u8,
-        incarnation: u64,
+        (incarnation, life): (u64, Life),
         detector: Detector,
     ) -> Self {
         Peer {
             node: node.to_owned(),
             incarnation,
+            life,
             connection: Some(connection),
             version,
             phase: Phase::Following,
@@ -175,7 +178,7 @@ impl Peer {
 
     /// As it is counted on.
     pub(super) fn as_member(&self) -> Member {
-        Member { incarnation: self.incarnation, acked: self.acked }
+        Member { incarnation: self.incarnation, acked: self.acked, life: self.life }
     }
 
     /// A batch was queued for it.

@@ -9,7 +9,7 @@ use machine::{Machine, RiscvMachine};
 use store::LogFolder;
 use tokio::sync::{mpsc, watch};
 
-use super::node::{Agent, COMMANDS, Leadership, Role};
+use super::node::{Agent, COMMANDS, Leadership, Role, draw_life};
 use super::orders::obey_as_backup;
 use super::restart::RECLAIM_AFTER;
 use super::timeline;
@@ -25,7 +25,7 @@ impl Agent {
     pub(super) async fn follow(&mut self, machine: RiscvMachine) -> Result<Role> {
         let identity = machine.identity();
         let config = backup::driver::DriverConfig {
-            core: self.settings.backup_core(identity.clone()),
+            core: backup::CoreConfig { life: draw_life(), ..self.settings.backup_core(identity.clone()) },
             primaries: self.settings.peers.clone(),
             security: self.settings.security.clone(),
             transport: Default::default(),

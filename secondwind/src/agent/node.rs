@@ -1,11 +1,12 @@
 //! An agent: what it holds in every role, and how it goes from one to the next.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use link::arbitration::{ArbitrationError, Authority, Record, Step, arbitrate};
 use link::transport::Reservation;
-use log_format::MachineIdentity;
+use log_format::{Life, MachineIdentity};
 use machine::{Handover, Machine, RiscvMachine};
 use netbuf::announce::AddressLearner;
 use netbuf::{MacAddress, PortHandle, PortId, VmId};
@@ -56,6 +57,12 @@ pub(super) struct Leadership {
     pub handover: Handover<RiscvMachine>,
     pub learners: Vec<AddressLearner>,
     pub store: Option<LogWriter>,
+}
+
+/// A number that no other life of this node has.
+pub(super) fn draw_life() -> Life {
+    // Keyed anew for each, from the host's random numbers.
+    Life(RandomState::new().build_hasher().finish().max(1))
 }
 
 /// An agent with all that it holds whatever its role is.
@@ -175,7 +182,8 @@ impl Agent {
                 other.context("this node may not start the machine (--force overrides what is recorded)")?
             }
         };
-        let start = self.vm.first_primacy(&mut machine, record.term, self.settings.log_dir.is_some())?;
+        let mut start = self.vm.first_primacy(&mut machine, record.term, self.settings.log_dir.is_some())?;
+        start.life = record.life_of(&self.settings.node);
         let store = self.begin_log(&machine, record.term)?;
         let handover = Handover { machine, start };
         Ok(Role::Lead(Box::new(Leadership { handover, learners: self.learners(), store })))
@@ -192,7 +200,7 @@ impl Agent {
     }
 
     pub(super) async fn claim_start(&self, authority: Authority) -> Result<Record, ArbitrationError> {
-        let step = Step::ClaimStart { node: self.settings.node.clone(), authority };
+        let step = Step::ClaimStart { node: self.settings.node.clone(), life: draw_life(), authority };
         let arbiter = self.settings.arbiter.shared();
         let claimed = tokio::task::spawn_blocking(move || arbitrate(&*arbiter, &step)).await;
         // A panic in the arbiter is a bug there; it is passed on as one.

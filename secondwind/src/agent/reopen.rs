@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use backup::{Counted, Replayer};
-use log_format::{LoggedOutput, Position};
+use log_format::{Life, LoggedOutput, Position};
 use machine::{Handover, Machine, PrimacyStart, RiscvMachine};
 use store::{LogOptions, LogReader, LogWriter};
 
@@ -77,6 +77,7 @@ pub fn reopen(folder: &Path, mut machine: RiscvMachine, mut progress: impl FnMut
         outputs_released: unreleased.released_before,
         reissue: unreleased.outputs,
         clock_offset_ns: Some(i64::try_from(offset_ns).unwrap_or(i64::MAX)),
+        life: Life::UNKNOWN,
     };
     Ok(Reopened { handover: Handover { machine: replayer.into_machine(), start }, log })
 }

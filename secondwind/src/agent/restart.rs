@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use link::arbitration::{ArbitrationError, Authority, Record, Step, arbitrate};
+use log_format::Life;
 use machine::RiscvMachine;
 use serde_json::json;
 use store::{LogFolder, LogReader, StoreError};
@@ -81,7 +82,7 @@ impl Agent {
     ) -> Result<Role> {
         let reopened = self.reopen_log(machine).await?;
         match self.claim_start(Authority::Log { term }).await {
-            Ok(record) => Ok(self.go_on(reopened, record.term)),
+            Ok(record) => Ok(self.go_on(reopened, &record)),
             Err(ArbitrationError::Refused(refusal)) if matches!(first, FirstRole::AsRecorded { .. }) => {
                 tracing::info!("{refusal}");
                 drop(reopened);
@@ -99,10 +100,11 @@ impl Agent {
         let reopened = self.reopen_log(self.vm.build(DiskMode::Overlay)?).await?;
         let held = reopened.handover.start.from.sequence;
         loop {
-            let step = Step::TakeOver { node: self.settings.node.clone(), term, held };
+            // The log holds what any earlier life of this node held.
+            let step = Step::TakeOver { node: self.settings.node.clone(), life: Life::UNKNOWN, term, held };
             let arbiter = self.settings.arbiter.shared();
             match tokio::task::spawn_blocking(move || arbitrate(&*arbiter, &step)).await? {
-                Ok(record) if record.term > term => return Ok(self.go_on(reopened, record.term)),
+                Ok(record) if record.term > term => return Ok(self.go_on(reopened, &record)),
                 Ok(_) => tracing::info!("other backups must speak first"),
                 Err(ArbitrationError::Refused(refusal)) => {
                     tracing::warn!("{refusal}");
@@ -122,9 +124,10 @@ impl Agent {
         }
     }
 
-    fn go_on(&self, reopened: Reopened, term: u64) -> Role {
+    fn go_on(&self, reopened: Reopened, record: &Record) -> Role {
         let Reopened { mut handover, log } = reopened;
-        handover.start.from.term = term;
+        handover.start.from.term = record.term;
+        handover.start.life = record.life_of(&self.settings.node);
         Role::Lead(Box::new(Leadership { handover, learners: self.learners(), store: Some(log) }))
     }
 

@@ -35,4 +35,4 @@ pub mod toy_disk;
 pub mod world;
 
 pub use coverage::Coverage;
-pub use world::{Mutation, Options, run};
+pub use world::{Mutation, Options, run, scenario};

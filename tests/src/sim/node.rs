@@ -1,9 +1,10 @@
 //! One host: its cores and threads, driven as the real drivers do it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use backup::{Backup, FromReplayer, ReplayWorker, ToReplayer};
-use log_format::{Event, SealedBatch};
+use link::arbitration::Record;
+use log_format::{Event, Life, SealedBatch};
 use machine::PrimacyStart;
 use primary::{FromMachine, MachineRequest, Primary, Recorder, RecorderConfig, Vcpu};
 
@@ -87,6 +88,8 @@ pub struct Node {
     pub role: Role,
     /// Which life: what was meant for an earlier one is lost.
     pub epoch: u64,
+    /// The same, as the arbiter knows it.
+    pub life: Life,
     /// Its monotonic clock.
     pub clock: HostClock,
     /// Its log, in a run that keeps logs, and whether that has something to do already.
@@ -100,7 +103,7 @@ pub struct Node {
     /// The arbiter keeps its lease until then (virtual time).
     pub lease_until_ns: u64,
     /// The set of backups that the arbiter was asked for, and has not answered.
-    pub asked_set: Option<(BTreeSet<String>, u32)>,
+    pub asked_set: Option<Record>,
     /// Counts its attempts to connect: each begins with another host.
     pub dials: usize,
     /// Stands still until then.
@@ -113,7 +116,7 @@ pub struct Node {
     pub lose_answer: bool,
     /// The arbiter's next answer to it finds it standing still, for so long.
     pub pause_before_answer_ns: Option<u64>,
-    /// The arbiter said no, and the answer is on its way.
+    /// The arbiter said that another node leads, and the answer is on its way.
     pub refused: bool,
     /// Numbers of the last timer and thread wake-ups asked for: older ones are void.
     pub timer: u64,
@@ -132,6 +135,7 @@ impl Node {
             name: name.to_owned(),
             role: Role::Down,
             epoch: 0,
+            life: Life::UNKNOWN,
             clock,
             log: None,
             log_busy: false,
@@ -184,11 +188,12 @@ impl Node {
         live.max(self.covered.get(&term).copied())
     }
 
-    /// Whether it could take over, or is doing so. One that was refused gives up, though the
-    /// record may have come to name it meanwhile.
-    pub fn is_heir(&self) -> bool {
+    /// Whether it could take over by this record, or is doing so. One that was refused gives up,
+    /// though the record may have come to name it meanwhile.
+    pub fn is_heir(&self, record: &Record) -> bool {
+        let is_named = record.counts_on(&self.name) && record.may_mean(&self.name, self.life);
         match &self.role {
-            Role::Backup(_) if self.refused => false,
+            Role::Backup(_) if self.refused || !is_named => false,
             Role::Backup(standing) => standing.core.is_in_step() && standing.core.finished().is_none(),
             _ => false,
         }

@@ -138,6 +138,11 @@ impl ToyMachine {
         (self.state.ledger_length, self.state.ledger_hash)
     }
 
+    /// Outputs made since boot.
+    pub fn outputs_made(&self) -> u64 {
+        self.state.outputs_made
+    }
+
     fn time_ns(&self) -> u64 {
         self.state.base_ns + self.state.icount * self.config.instruction_ns
     }

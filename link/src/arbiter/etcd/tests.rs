@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use log_format::Life;
+
 use super::*;
 use crate::arbiter::contract::{self, record};
 use crate::arbiter::{Guard, GuardNews};
@@ -51,7 +53,7 @@ fn lease_news(news: GuardNews) -> Option<u64> {
 }
 
 fn claim(node: &str, authority: Authority) -> Step {
-    Step::ClaimStart { node: node.into(), authority }
+    Step::ClaimStart { node: node.into(), life: Life::UNKNOWN, authority }
 }
 
 #[test]
@@ -135,7 +137,13 @@ fn real_etcd_without_a_majority_says_so_and_returns() {
     cluster.kill(1);
     let error = arbiter.read().unwrap_err().to_string();
     assert!(error.contains("check that most of its members run"), "{error}");
-    let step = Step::SetBackups { node: "a".into(), term: 1, backups: ["b".into()].into(), required: 1 };
+    let step = Step::SetBackups {
+        node: "a".into(),
+        term: 1,
+        backups: ["b".into()].into(),
+        lives: Default::default(),
+        required: 1,
+    };
     assert!(matches!(arbitrate(&arbiter, &step), Err(ArbitrationError::Unreachable(_))));
     cluster.restart(0);
     cluster.wait_for("answer of two", || arbiter.read().ok());
@@ -167,10 +175,16 @@ fn real_etcd_tells_of_the_lease_and_of_newer_records() {
     let error = arbitrate(&theirs, &forced).unwrap_err().to_string();
     assert!(error.contains("the lease of a in term 1 is alive"), "{error}");
     // A named one need not, and the primary hears of it at once.
-    let register = Step::SetBackups { node: "a".into(), term: 1, backups: ["b".into()].into(), required: 1 };
+    let register = Step::SetBackups {
+        node: "a".into(),
+        term: 1,
+        backups: ["b".into()].into(),
+        lives: Default::default(),
+        required: 1,
+    };
     arbitrate(&ours, &register).unwrap();
     assert_eq!(await_news(&told, record_news), record(1, "a", Some("b")));
-    arbitrate(&theirs, &Step::TakeOver { node: "b".into(), term: 1, held: 0 }).unwrap();
+    arbitrate(&theirs, &Step::TakeOver { node: "b".into(), life: Life::UNKNOWN, term: 1, held: 0 }).unwrap();
     assert_eq!(await_news(&told, record_news), record(2, "b", None));
     // The new primary's lease takes the old one's place.
     let (next, next_told) = guarded(&theirs, 2, "b");

@@ -9,8 +9,10 @@ impl World {
         self.trace(|| format!("{} asks the arbiter: {step}", self.nodes[node].name));
         let delay_ns = self.arbiter_delay_ns();
         let epoch = self.nodes[node].epoch;
-        if let Step::SetBackups { backups, required, .. } = &step {
-            self.nodes[node].asked_set = Some((backups.clone(), *required));
+        if let Step::SetBackups { node: holder, term, backups, lives, required } = &step {
+            let (backups, lives, required) = (backups.clone(), lives.clone(), *required);
+            self.nodes[node].asked_set =
+                Some(Record { backups, required, lives, ..Record::alone(*term, holder) });
         }
         if self.is_arbiter_cut(node) {
             let reply = Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn));
@@ -44,8 +46,9 @@ impl World {
             && let Some(record) = &current
         {
             match &step {
-                Step::TakeOver { node: heir, term, .. } => {
-                    return self.arbiter_answers(node, epoch, Ok(Record::alone(term + 1, heir)));
+                Step::TakeOver { node: heir, life, term, .. } => {
+                    let taken = Record::alone(term + 1, heir).lived(heir, *life);
+                    return self.arbiter_answers(node, epoch, Ok(taken));
                 }
                 Step::SetBackups { backups, .. } if backups.is_empty() => {
                     let alone = Record::alone(record.term, &record.holder);
@@ -128,7 +131,14 @@ impl World {
             true => (Err(ArbitrationError::Unreachable(ArbiterError::Withdrawn)), 8 * delay_ns),
             false => (reply, delay_ns),
         };
-        self.nodes[node].refused = matches!(reply, Err(ArbitrationError::Refused(_)));
+        self.nodes[node].refused = match &reply {
+            // Whose primary still leads stays in step.
+            Err(ArbitrationError::Refused(Refusal::NotRegistered { term, current, .. })) => {
+                current.term != *term
+            }
+            Err(ArbitrationError::Refused(_)) => true,
+            _ => false,
+        };
         self.schedule(self.now_ns + delay_ns, What::ArbiterReply { node, epoch, reply });
     }
 

@@ -5,6 +5,7 @@ mod clients;
 mod leases;
 mod logs;
 mod restart;
+pub mod scenario;
 mod threads;
 mod trouble;
 mod wires;
@@ -16,7 +17,7 @@ use backup::{BackupEvent, Finish as BackupFinish, ReplayReport};
 use bytes::Bytes;
 use link::arbiter::{Arbiter, ArbiterError, CasOutcome, MemoryArbiter};
 use link::arbitration::{ArbitrationError, Authority, Decision, Record, Step, arbitrate, decide};
-use log_format::{Event, JoinPlan, LoggedOutput, MachineIdentity, Message, Output, SealedBatch};
+use log_format::{Event, JoinPlan, Life, LoggedOutput, MachineIdentity, Message, Output, SealedBatch};
 use machine::{Machine, PrimacyStart};
 use primary::{Durability, Finish as PrimaryFinish, FromMachine, PrimaryEvent, Step as VcpuStep};
 
@@ -180,6 +181,7 @@ struct World {
     now_ns: u64,
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
+    lives_begun: u64,
     random: Random,
     plan: Plan,
     /// Kinds of faults that have their effect, and until when.
@@ -209,6 +211,10 @@ impl World {
         let pairs = all_pairs();
         let plan = Plan::new(pairs[(options.seed % pairs.len() as u64) as usize]);
         let shape = Shape::draw(&mut random, &plan);
+        World::of(options, shape, plan, random)
+    }
+
+    fn of(options: Options, shape: Shape, plan: Plan, mut random: Random) -> Self {
         let clients = (0..random.between(1, 4)).map(|id| (Client::new(id as u8, random.fork()), 0)).collect();
         let names = ["a", "b", "c", "d"].into_iter().take(shape.hosts);
         // Each host's clock began at another time.
@@ -222,6 +228,7 @@ impl World {
             now_ns: 0,
             queue: BinaryHeap::new(),
             scheduled: 0,
+            lives_begun: 0,
             random,
             plan,
             active: Vec::new(),
@@ -247,10 +254,11 @@ impl World {
     }
 
     fn begin(&mut self) {
-        let step = Step::ClaimStart { node: "a".to_owned(), authority: Authority::Rules };
+        let life = self.begin_life(0);
+        let step = Step::ClaimStart { node: "a".to_owned(), life, authority: Authority::Rules };
         arbitrate(&self.arbiter, &step).expect("an empty arbiter lets anybody start");
         let machine = ToyMachine::new(self.toy);
-        let start = PrimacyStart::boot(&machine.identity(), 1);
+        let start = PrimacyStart { life, ..PrimacyStart::boot(&machine.identity(), 1) };
         if self.shape.durable {
             self.begin_durable_log(0, Base::Boot);
         }
@@ -444,6 +452,13 @@ impl World {
     /// What a host's clock shows now: all its cores ever know of time.
     fn clock_ns(&self, node: usize) -> u64 {
         self.nodes[node].clock.shows_ns(self.now_ns)
+    }
+
+    /// A node begins anew: the arbiter is to know it from what it was before.
+    fn begin_life(&mut self, node: usize) -> Life {
+        self.lives_begun += 1;
+        self.nodes[node].life = Life(self.lives_begun);
+        self.nodes[node].life
     }
 
     fn lives(&self, node: usize, epoch: u64) -> bool {

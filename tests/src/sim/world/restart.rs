@@ -112,16 +112,19 @@ impl World {
         }
         let Some((base, batches)) = self.nodes[node].durable.take() else { return };
         let authority = Authority::Log { term };
-        let claim = Step::ClaimStart { node: self.nodes[node].name.clone(), authority };
+        let life = self.begin_life(node);
+        let claim = Step::ClaimStart { node: self.nodes[node].name.clone(), life, authority };
         let term = match arbitrate(&self.arbiter, &claim) {
             Ok(record) => record.term,
             Err(error) => {
                 return self.checks.violation(format!("a start from the durable log: {error}"));
             }
         };
-        self.rules.insert(term, Record::alone(term, &self.nodes[node].name));
+        let name = self.nodes[node].name.clone();
+        self.rules.insert(term, Record::alone(term, &name).lived(&name, life));
         match replay(self.toy, &base, &batches, term) {
             Ok((machine, start)) => {
+                let start = PrimacyStart { life, ..start };
                 self.count("started again from the disk");
                 self.trace(|| format!("{} starts again: {start:?}", self.nodes[node].name));
                 let name = self.nodes[node].name.clone();

@@ -42,6 +42,7 @@ impl World {
     pub(super) fn start_backup(&mut self, node: usize) {
         let machine = ToyMachine::new(self.toy);
         let mut config = backup::CoreConfig::new(VM, &self.nodes[node].name, machine.identity());
+        config.life = self.begin_life(node);
         config.has_boot_images = self.random.chance(500);
         config.unreplayed_max_bytes = 20_000;
         let defect = (self.options.mutation == Some(Mutation::FlipBit) && !self.defect_used)

@@ -165,10 +165,7 @@ impl World {
     pub(super) fn crash_holder(&mut self) -> Option<u64> {
         let record = self.record()?;
         let holder = self.position_of(&record.holder)?;
-        let asked = self.nodes[holder].asked_set.clone().map(|(backups, required)| {
-            let node = record.holder.clone();
-            Record { backups, required, ..Record::alone(record.term, &node) }
-        });
+        let asked = self.nodes[holder].asked_set.clone();
         let is_primary = matches!(self.nodes[holder].role, Role::Primary(_));
         let survived = [Some(record), asked].iter().flatten().all(|record| self.survives(record));
         (is_primary && survived).then(|| self.crash(holder))
@@ -176,7 +173,7 @@ impl World {
 
     /// Whether enough backups are whole to take over without the holder.
     fn survives(&self, record: &Record) -> bool {
-        let heirs = self.nodes.iter().filter(|node| record.counts_on(&node.name) && node.is_heir());
+        let heirs = self.nodes.iter().filter(|node| node.is_heir(record));
         !record.backups.is_empty() && heirs.count() >= record.bids_needed()
     }
 
@@ -258,7 +255,7 @@ impl World {
         let Some(holder) = self.position_of(&record.holder) else { return false };
         let in_sight = |node: &usize| {
             let other = &self.nodes[*node];
-            record.counts_on(&other.name) && other.is_heir() && self.network.is_whole(holder, *node)
+            other.is_heir(&record) && self.network.is_whole(holder, *node)
         };
         let heirs = (0..self.nodes.len()).filter(in_sight).count();
         let is_protected =
