@@ -93,11 +93,13 @@ pub enum FrameKind {
     ImageRequest = 37,
     /// A part of a base image.
     ImageReply = 38,
+    /// Where the sender listens (wire).
+    Address = 39,
 }
 
 impl FrameKind {
     /// Every kind that there is.
-    pub const ALL: [FrameKind; 26] = [
+    pub const ALL: [FrameKind; 27] = [
         FrameKind::SegmentHeader,
         FrameKind::Batch,
         FrameKind::SegmentEnd,
@@ -124,6 +126,7 @@ impl FrameKind {
         FrameKind::DiskHashes,
         FrameKind::ImageRequest,
         FrameKind::ImageReply,
+        FrameKind::Address,
     ];
 
     fn from_code(code: u8) -> Option<FrameKind> {
@@ -160,6 +163,7 @@ impl std::fmt::Display for FrameKind {
             FrameKind::DiskHashes => "disk hashes",
             FrameKind::ImageRequest => "image request",
             FrameKind::ImageReply => "image reply",
+            FrameKind::Address => "address",
         })
     }
 }

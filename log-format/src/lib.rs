@@ -36,7 +36,8 @@ pub use message::{
     Hello, JoinPlan, Message, Ready, Refuse, RefuseReason, Welcome,
 };
 pub use resync::{
-    DiskCheck, DiskHashes, Donor, ImagePart, ImageReply, ImageRequest, Offer, OfferedBlock, OfferedPage, Want,
+    Address, DiskCheck, DiskHashes, Donor, ImagePart, ImageReply, ImageRequest, Offer, OfferedBlock,
+    OfferedPage, Want,
 };
 pub use segment::{SegmentEnd, SegmentHeader, SegmentRecord};
 pub use stream::{FrameDecoder, MessageDecoder};

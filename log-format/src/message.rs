@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::batch::SealedBatch;
 use crate::frame::{EncodeError, Frame, FrameError, FrameKind, encode_frame};
 use crate::increment::{EncodedPart, IncrementEnd, IncrementStart, ModeChange};
-use crate::resync::{DiskCheck, DiskHashes, Donor, ImageReply, ImageRequest, Offer, Want};
+use crate::resync::{Address, DiskCheck, DiskHashes, Donor, ImageReply, ImageRequest, Offer, Want};
 use crate::{
     ChainHash, CheckpointHead, CheckpointPart, Digest, Life, LoggedOutput, MachineIdentity, Moment, Position,
     VersionRange,
@@ -82,6 +82,8 @@ pub enum Message {
     ImageRequest(ImageRequest),
     /// A part of a base image.
     ImageReply(ImageReply),
+    /// See [`Address`].
+    Address(Address),
 }
 
 /// A backup asks to join (backup to primary, first message of a connection).
@@ -383,6 +385,7 @@ impl Message {
             Message::DiskHashes(hashes) => encode(hashes),
             Message::ImageRequest(request) => encode(request),
             Message::ImageReply(reply) => encode(reply),
+            Message::Address(address) => encode(address),
         }
     }
 
@@ -425,6 +428,7 @@ impl Message {
             FrameKind::DiskHashes => Message::DiskHashes(decode(frame)?),
             FrameKind::ImageRequest => Message::ImageRequest(decode(frame)?),
             FrameKind::ImageReply => Message::ImageReply(decode(frame)?),
+            FrameKind::Address => Message::Address(decode(frame)?),
             found @ (FrameKind::SegmentHeader | FrameKind::SegmentEnd) => {
                 return Err(FrameError::UnexpectedKind { found, expected: "a message of the pair" });
             }
@@ -458,6 +462,7 @@ impl Message {
             Message::DiskHashes(_) => FrameKind::DiskHashes,
             Message::ImageRequest(_) => FrameKind::ImageRequest,
             Message::ImageReply(_) => FrameKind::ImageReply,
+            Message::Address(_) => FrameKind::Address,
         }
     }
 }

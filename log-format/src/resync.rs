@@ -18,6 +18,8 @@
 //! their base images are copied before there is a machine (`ImageRequest`, `ImageReply`: each
 //! answer stands for itself).
 
+use std::net::SocketAddr;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +105,30 @@ pub struct DiskHashes {
     pub is_last: bool,
     /// Why there are no more, where that is for a fault; empty when all went well.
     pub error: String,
+}
+
+/// Where the sender will listen when it is the primary (backup to primary, once it is welcome).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address {
+    /// Where it listens. An unspecified IP address (0.0.0.0, ::) stands for that of its connection.
+    #[serde(with = "socket_address")]
+    pub listen: SocketAddr,
+}
+
+/// A socket's address as a string, `127.0.0.1:7420` or `[::1]:7420`.
+mod socket_address {
+    use std::net::SocketAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(address: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(address)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| de::Error::custom(format!("found {text:?}, expected an address and a port")))
+    }
 }
 
 /// Asks for a part of a base image (backup to primary, first message of a connection).
@@ -274,6 +300,7 @@ without_place! {
     DiskHashes => DiskHashes,
     ImageRequest => ImageRequest,
     ImageReply => ImageReply,
+    Address => Address,
 }
 
 #[cfg(test)]

@@ -112,6 +112,8 @@ fn a_machine_is_migrated_and_the_source_ends() {
     // Two MiB, of which much is the same: a log alone would be a few kilobytes.
     assert!(result["sent_bytes"].as_u64() > Some(200_000), "its memory went over: {result}");
     assert_eq!(result["source_is_backup"], false);
+    // Though this side was told no other node's address.
+    assert!(result["downtime_ms"].as_f64() > Some(0.0), "{result}");
     assert_eq!(cluster.wait_end("a").code(), Some(0), "{}", cluster.errors("a"));
     let status = cluster.wait_role("b", "primary");
     assert!(status["icount"].as_u64() > before);

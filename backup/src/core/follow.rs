@@ -4,9 +4,9 @@ use link::arbitration::Record;
 use link::detector::Detector;
 use link::handshake::check_welcome;
 use log_format::{
-    ChainHash, CheckpointEnd, CheckpointStart, DiskCheck, DiskHashes, Divergence as DivergenceMessage, Donor,
-    GoodbyeReason, Heartbeat, HeartbeatReply, JoinPlan, MODES_VERSION, Message, Moment, ProtectionMode,
-    Refuse, RefuseReason, SealedBatch, Welcome,
+    Address, ChainHash, CheckpointEnd, CheckpointStart, DiskCheck, DiskHashes,
+    Divergence as DivergenceMessage, Donor, GoodbyeReason, Heartbeat, HeartbeatReply, JoinPlan,
+    MODES_VERSION, Message, Moment, ProtectionMode, Refuse, RefuseReason, SealedBatch, Welcome,
 };
 
 use super::{Backup, BackupEvent, Finish, Held, Receiving, State};
@@ -230,6 +230,9 @@ impl Backup {
         let event =
             BackupEvent::Joining { primary: welcome.node.clone(), term: welcome.term, plan: welcome.plan };
         self.events.push_back(event);
+        if let Some(listen) = self.config.listen.filter(|_| welcome.version >= MODES_VERSION) {
+            self.outbox.push_back(Message::Address(Address { listen }));
+        }
         match welcome.plan {
             JoinPlan::Resume => self.state = State::Following,
             JoinPlan::LogFromBoot => self.boot(&welcome, now_ns),

@@ -37,6 +37,7 @@ mod modes;
 mod takeover;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use link::arbitration::{Record, Step};
 use link::detector::{Detector, DetectorConfig};
@@ -86,6 +87,8 @@ pub struct CoreConfig {
     pub store: bool,
     /// Only what [`Backup::handle_stored`] told of is acknowledged.
     pub durable: bool,
+    /// Where this node will listen for backups when it is the primary, if that is known.
+    pub listen: Option<SocketAddr>,
     /// The newest protocol version to speak: older ones are for tests of an upgrade.
     pub protocol_max: u8,
 }
@@ -107,6 +110,7 @@ impl CoreConfig {
             ready_lag_batches: 64,
             store: false,
             durable: false,
+            listen: None,
             protocol_max: PROTOCOL_VERSION,
         }
     }

@@ -69,7 +69,7 @@ impl Connection {
         tokio::spawn(write(writer, Arc::clone(&shared)));
         Connection {
             peer: Peer { address, node },
-            sender: Sender { handle: Arc::new(SenderHandle { shared: Arc::clone(&shared) }) },
+            sender: Sender { handle: Arc::new(SenderHandle { peer: address, shared: Arc::clone(&shared) }) },
             receiver: Receiver {
                 reader,
                 decoder: MessageDecoder::new(config.max_body_bytes),
@@ -109,6 +109,7 @@ pub struct Sender {
 /// Closes the connection when the last clone of a sender goes.
 #[derive(Debug)]
 struct SenderHandle {
+    peer: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -133,6 +134,11 @@ impl Sender {
     /// [`SendError::Closed`] after the end.
     pub async fn send(&self, message: &Message) -> Result<(), SendError> {
         self.handle.shared.queue.push_when_room(message).await
+    }
+
+    /// The other side's address.
+    pub fn peer(&self) -> SocketAddr {
+        self.handle.peer
     }
 
     /// Bytes that wait to be written: of the log lane, of the bulk lane.

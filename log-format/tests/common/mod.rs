@@ -279,6 +279,7 @@ pub fn messages() -> Vec<(&'static str, Message)> {
                 data: Bytes::from_static(b"data"),
             }),
         ),
+        ("address", Message::Address(Address { listen: "192.0.2.7:7420".parse().unwrap() })),
     ]
 }
 

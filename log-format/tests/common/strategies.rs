@@ -247,7 +247,9 @@ fn disks() -> impl Strategy<Value = Message> {
             Message::ImageReply(ImageReply { disk, part, at, image_bytes, image_hash, data })
         },
     );
-    prop_oneof![donor, offer, want, check, hashes, request, reply]
+    let address = (any::<std::net::IpAddr>(), any::<u16>())
+        .prop_map(|place| Message::Address(Address { listen: place.into() }));
+    prop_oneof![donor, offer, want, check, hashes, request, reply, address]
 }
 
 fn running() -> impl Strategy<Value = Message> {

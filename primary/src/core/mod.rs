@@ -483,7 +483,8 @@ impl Primary {
         let here = self.batcher.position().moment;
         let status = |peer: &Peer| BackupStatus {
             node: peer.node.clone(),
-            connected: peer.connection.is_some(),
+            connection: peer.connection,
+            listen: peer.listen,
             in_step: peer.ready,
             acked_sequence: peer.acked,
             replayed: peer.replayed,
@@ -592,6 +593,7 @@ impl Primary {
             }
             Message::DiskHashes(hashes) => self.handle_disk_hashes(&node, hashes),
             Message::Donor(donor) => self.handle_donor(&node, donor),
+            Message::Address(address) => peer.listen = Some(address.listen),
             Message::Want(want) => self.handle_want(id, &node, &want),
             Message::Divergence(report) => self.handle_divergence(&node, report, now_ns),
             Message::Goodbye(goodbye) => {

@@ -1,6 +1,7 @@
 //! What a primary knows of the other side: connections, and the backup behind one of them.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
 use link::detector::Detector;
 use log_format::{Life, Message, Moment, Output};
@@ -119,6 +120,8 @@ pub(super) struct Peer {
     /// The format version agreed on.
     pub(super) version: u8,
     pub(super) phase: Phase,
+    /// Where it will listen as the primary, if it said so.
+    pub(super) listen: Option<SocketAddr>,
     /// What it need not get of its checkpoint.
     pub(super) resync: Resync,
     /// Every batch up to this one is held by it.
@@ -160,6 +163,7 @@ impl Peer {
             connection: Some(connection),
             version,
             phase: Phase::Following,
+            listen: None,
             resync: Resync::new(version),
             acked: 0,
             sent: 0,

@@ -1,8 +1,10 @@
 //! What the core says: what happened, how it ended, what its backups look like.
 
+use std::net::SocketAddr;
+
 use log_format::{Divergence, Moment, ProtectionMode};
 
-use super::{DiskComparison, ResyncCounts};
+use super::{ConnectionId, DiskComparison, ResyncCounts};
 
 /// What happened, for the timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +136,11 @@ impl Finish {
 pub struct BackupStatus {
     /// Its name.
     pub node: String,
-    /// Whether there is a connection now.
-    pub connected: bool,
+    /// The connection to it, if there is one now.
+    pub connection: Option<ConnectionId>,
+    /// Where it will listen as the primary, if it said so; without an IP address of its own that is
+    /// where its connection comes from.
+    pub listen: Option<SocketAddr>,
     /// Whether it said that it is in step.
     pub in_step: bool,
     /// Every batch up to this one is held by it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -395,7 +396,8 @@ impl Inner {
         let buffer = primary.buffer_statistics();
         let (mode, why) = primary.mode();
         let increments = primary.increments();
-        let backups: Vec<BackupView> = primary.backups().into_iter().map(view).collect();
+        let backups: Vec<BackupView> =
+            primary.backups().into_iter().map(|backup| self.view(backup)).collect();
         PrimaryStatus {
             state: primary.state_name().to_owned(),
             protected: primary.is_protected(),
@@ -437,18 +439,24 @@ impl Inner {
         let present: u64 = self.connections.values().map(|sender| sender.counters().sent_bytes).sum();
         self.gone_sent_bytes + present
     }
-}
 
-fn view(backup: BackupStatus) -> BackupView {
-    BackupView {
-        node: backup.node,
-        connected: backup.connected,
-        in_step: backup.in_step,
-        registered: backup.registered,
-        acked_sequence: backup.acked_sequence,
-        replayed_icount: backup.replayed.icount,
-        lag_ms: backup.lag_ns / 1_000_000,
-        unacked_bytes: backup.unacked_bytes,
-        round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
+    fn view(&self, backup: BackupStatus) -> BackupView {
+        let sender = backup.connection.and_then(|id| self.connections.get(&id));
+        let address = sender.zip(backup.listen).map(|(sender, listen)| match listen.ip().is_unspecified() {
+            true => SocketAddr::new(sender.peer().ip(), listen.port()),
+            false => listen,
+        });
+        BackupView {
+            node: backup.node,
+            connected: backup.connection.is_some(),
+            address: address.map(|address| address.to_string()),
+            in_step: backup.in_step,
+            registered: backup.registered,
+            acked_sequence: backup.acked_sequence,
+            replayed_icount: backup.replayed.icount,
+            lag_ms: backup.lag_ns / 1_000_000,
+            unacked_bytes: backup.unacked_bytes,
+            round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
+        }
     }
 }

@@ -61,6 +61,8 @@ pub struct BackupView {
     pub node: String,
     /// Whether there is a connection.
     pub connected: bool,
+    /// Where it will listen as the primary.
+    pub address: Option<String>,
     /// Whether it is in step.
     pub in_step: bool,
     /// Whether the arbiter's record names it, so that it is counted on.

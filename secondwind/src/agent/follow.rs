@@ -25,7 +25,11 @@ impl Agent {
     pub(super) async fn follow(&mut self, machine: RiscvMachine) -> Result<Role> {
         let identity = machine.identity();
         let config = backup::driver::DriverConfig {
-            core: backup::CoreConfig { life: draw_life(), ..self.settings.backup_core(identity.clone()) },
+            core: backup::CoreConfig {
+                life: draw_life(),
+                listen: self.reservation.as_ref().and_then(|reserved| reserved.local_address().ok()),
+                ..self.settings.backup_core(identity.clone())
+            },
             primaries: self.settings.peers.clone(),
             security: self.settings.security.clone(),
             transport: Default::default(),

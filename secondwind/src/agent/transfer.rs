@@ -104,6 +104,12 @@ impl Transfer {
             return Err("cancelled".to_owned());
         }
         let Some(to) = self.heir(status)? else { return Ok(None) };
+        let heir = status.backups.iter().find(|backup| backup.node == to);
+        if let Some(address) = heir.and_then(|backup| backup.address.clone())
+            && !self.peers.contains(&address)
+        {
+            self.peers.push(address);
+        }
         self.switching = Some(Switching {
             to: Some(to.clone()),
             at: Instant::now(),
