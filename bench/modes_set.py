@@ -1,5 +1,5 @@
 """The figures of the protection modes: what increments cost the guest, what each mode adds to an
-answer's delay, and how long a takeover takes in each."""
+answer's delay, how long a takeover takes in each, what QEMU's COLO does beside them, and kills in a row."""
 
 import json
 import secrets
@@ -8,6 +8,8 @@ import subprocess
 import threading
 import time
 
+import colo
+import main_set
 from figures import Figure, Measure, Outcome, median
 from programs import PROJECT, BenchError, Running, cargo_target, free_port, json_of, run_to_end
 
@@ -26,6 +28,7 @@ OPTIONS = {
 MEASURED_S = 20
 BENCH_SCALE = 4
 RUN_LIMIT_S = 300
+COLO_S = 15
 DRILL_LIMIT_S = 180
 LEDGER_PORT = 7000
 LOAD_S = 8
@@ -220,10 +223,51 @@ def blackout(mode):
         plays = drills(bench, mode, "debian")
         beyond = [play["blackout_ms"] - play["detection_ms"] for play in plays]
         whole = median([play["blackout_ms"] for play in plays])
+        # COLO detects nothing: its takeover begins when it is told.
+        peer = colo_figures(bench) if mode == "checkpoint" else None
         note = f"the worst of {len(plays)}, median {median(beyond):.0f}; the whole blackout {whole:.0f} ms in the median"
-        return {f"blackout-{mode}": Outcome(max(beyond), note=note, runs=beyond)}
+        return {f"blackout-{mode}": Outcome(max(beyond), peer and peer["takeover_ms"], note, beyond)}
 
     return measure
+
+
+# --- beside COLO --------------------------------------------------------------------------
+
+
+def beside_colo(bench):
+    """An idle Debian, checkpointed each second: pause and bytes, ours beside COLO's."""
+    guest = ["--initrd", bench.guest / "initramfs-base.cpio.gz", "--after", "TICK"]
+    job = "console=ttyS0 secondwind.run=tick"
+    bench.say("increments of an idle Debian, one per second")
+    words = [bench.guest / "Image", *guest, "--append", job, "--per-second", 1, "--for", COLO_S]
+    found = increments(bench, *words)
+    packed = sum(packed_bytes for _, packed_bytes in found["encodings"].values())
+    peer = colo_figures(bench)
+    units = f"{found['increments']} increments of {found['dirty_units']['p50']:.0f} pages in the median"
+    return {
+        "pause-idle": Outcome(found["pause_us"]["p50"] / 1000, peer and peer["pause_p50_ms"], "p50; the peer is COLO"),
+        "bytes-idle": Outcome(packed / found["increments"] / 1000, peer and peer["checkpoint_bytes"] / 1000, units),
+    }
+
+
+def colo_figures(bench):
+    """COLO's figures of the same guest; `None` without a peer."""
+    if bench.args.no_peer:
+        return None
+    return bench.once("colo", lambda: colo.measure(bench, "tick", 1000, COLO_S))
+
+
+# --- kills in a row -----------------------------------------------------------------------
+
+
+def kills_ledger(bench):
+    return main_set.kills(main_set.drill(bench, "ledger", bench.args.kills_ledger), "ledger")
+
+
+def kills_debian_disk(bench):
+    """Redis keeps everything on a disk of the machine."""
+    report = main_set.drill(bench, "debian", bench.args.kills_debian, "--disk", "64M")
+    return main_set.kills(report, "debian")
 
 
 # --- the set ------------------------------------------------------------------------------
@@ -239,6 +283,13 @@ MEASURES = [
     Measure([Figure("pause-1000", f"pause, p99, {PER_SECOND}/s, 1 000 dirty pages", "ms", 1)], pause(1000)),
     Measure([Figure("pause-10000", f"pause, p99, {PER_SECOND}/s, 10 000 dirty pages", "ms", 3)], pause(10000)),
     Measure([Figure("slow-down", f"of bench by {PER_SECOND}/s, 1 000 dirty pages", "%", 20)], slow_down),
+    Measure(
+        [
+            Figure("pause-idle", "pause of an idle Debian, a checkpoint each second", "ms"),
+            Figure("bytes-idle", "the same, bytes per checkpoint", "kB"),
+        ],
+        beside_colo,
+    ),
     Measure([Figure("log-ratio", "log / network input, under load", "x", 1.1)], log_ratio),
     *(
         Measure(
@@ -256,5 +307,10 @@ MEASURES = [
             blackout(mode),
         )
         for mode in MODES
+    ),
+    Measure([Figure("kills-ledger", "kills in a row, ledger, all checks held", "kills", 1000, at_least=True)], kills_ledger),
+    Measure(
+        [Figure("kills-debian", "kills in a row, Debian, Redis on a disk, all held", "kills", 200, at_least=True)],
+        kills_debian_disk,
     ),
 ]
