@@ -7,5 +7,7 @@ mod resync;
 mod worker;
 
 pub use core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
+pub use log_format::WholeIncrement;
 pub use replayer::{Counted, Course, Divergence, DivergenceKind, Progress, Replayer};
-pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer, WholeIncrement};
+pub use worker::reopen::{LogReplay, Skipped};
+pub use worker::{FromReplayer, ReplayReport, ReplayWorker, ToReplayer};

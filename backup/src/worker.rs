@@ -22,12 +22,13 @@
 //! stands, and what comes while a checkpoint is restored waits for its end.
 
 mod increment;
+pub mod reopen;
 
 use std::collections::VecDeque;
 
 use log_format::{
-    CheckpointPart, CheckpointStart, Digest, DiskHashes, Donor, EncodedPart, IncrementEnd, IncrementStart,
-    LoggedOutput, Moment, Offer, OfferedBlock, SealedBatch, Want,
+    CheckpointPart, CheckpointStart, Digest, DiskHashes, Donor, LoggedOutput, Moment, Offer, OfferedBlock,
+    SealedBatch, Want, WholeIncrement,
 };
 use machine::{Kept, Machine};
 
@@ -84,17 +85,6 @@ pub enum ToReplayer {
     Finish,
     /// Give the machine up.
     Discard,
-}
-
-/// An increment, all of which came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WholeIncrement {
-    /// Where it leads, from where, and everything but pages and blocks.
-    pub start: IncrementStart,
-    /// Packed pages and blocks.
-    pub parts: Vec<EncodedPart>,
-    /// How many parts there are, and the digest of the state that it leads to.
-    pub end: IncrementEnd,
 }
 
 /// What the replay thread tells the core, in order.

@@ -12,8 +12,8 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::frame::FrameKind;
-use crate::message::{Record, held_outputs};
+use crate::frame::{EncodeError, FrameKind};
+use crate::message::{self, Record, held_outputs};
 use crate::{ChainHash, CheckpointHead, Digest, LoggedOutput, Position};
 
 /// How a backup is kept able to take over (DESIGN.md section 6).
@@ -165,6 +165,44 @@ pub struct IncrementEnd {
     pub parts: u64,
     /// Digest of the state after it.
     pub digest: Digest,
+}
+
+/// An increment, all of which came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeIncrement {
+    /// Where it leads, from where, and everything but pages and blocks.
+    pub start: IncrementStart,
+    /// Packed pages and blocks.
+    pub parts: Vec<EncodedPart>,
+    /// How many parts there are, and the digest of the state that it leads to.
+    pub end: IncrementEnd,
+}
+
+impl WholeIncrement {
+    /// Number of batches up to where it leads.
+    pub fn sequence(&self) -> u64 {
+        self.start.position.sequence
+    }
+
+    /// About as many bytes as it takes in a log.
+    pub fn size_bytes(&self) -> u64 {
+        const FRAME_BYTES: usize = 80;
+        let parts: usize = self.parts.iter().map(|part| part.packed_bytes() + FRAME_BYTES).sum();
+        (self.start.head.state.len() + parts + 2 * FRAME_BYTES) as u64
+    }
+
+    /// Its frames, one after the other, as they came.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLong`].
+    pub fn encode(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut bytes = message::encode(&self.start)?.to_vec();
+        for part in &self.parts {
+            bytes.extend_from_slice(&message::encode(part)?);
+        }
+        bytes.extend_from_slice(&message::encode(&self.end)?);
+        Ok(bytes)
+    }
 }
 
 impl Record for ModeChange {

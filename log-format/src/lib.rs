@@ -30,6 +30,7 @@ pub use chain::ChainHash;
 pub use frame::{EncodeError, Frame, FrameError, FrameHeader, FrameKind, HEADER_BYTES, MAX_BODY_BYTES};
 pub use increment::{
     EncodedBlock, EncodedPage, EncodedPart, IncrementEnd, IncrementStart, ModeChange, ProtectionMode,
+    WholeIncrement,
 };
 pub use message::{
     Ack, CheckpointEnd, CheckpointStart, Divergence, Goodbye, GoodbyeReason, Have, Heartbeat, HeartbeatReply,
@@ -39,7 +40,7 @@ pub use resync::{
     Address, DiskCheck, DiskHashes, Donor, ImagePart, ImageReply, ImageRequest, Offer, OfferedBlock,
     OfferedPage, Want,
 };
-pub use segment::{SegmentEnd, SegmentHeader, SegmentRecord};
+pub use segment::{LogEntry, SegmentEnd, SegmentHeader, SegmentRecord};
 pub use stream::{FrameDecoder, MessageDecoder};
 pub use version::{FORMAT_VERSION, MODES_VERSION, OLDEST_FORMAT_VERSION, PROTOCOL_VERSION, VersionRange};
 pub use vocabulary::*;

@@ -185,6 +185,8 @@ pub enum RefuseReason {
     NotPrimary,
     /// There is no room for another backup now.
     Busy,
+    /// One side's acknowledgements wait for its disk, the other's do not.
+    Durability,
     /// A reason of a newer version; the text says which.
     Unrecognized(u8),
 }
@@ -617,6 +619,7 @@ impl From<RefuseReason> for u8 {
             RefuseReason::Fenced => 5,
             RefuseReason::NotPrimary => 6,
             RefuseReason::Busy => 7,
+            RefuseReason::Durability => 8,
             RefuseReason::Unrecognized(code) => code,
         }
     }
@@ -632,6 +635,7 @@ impl From<u8> for RefuseReason {
             5 => RefuseReason::Fenced,
             6 => RefuseReason::NotPrimary,
             7 => RefuseReason::Busy,
+            8 => RefuseReason::Durability,
             _ => RefuseReason::Unrecognized(code),
         }
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::SealedBatch;
 use crate::frame::{EncodeError, Frame, FrameError, FrameKind};
+use crate::increment::{EncodedPart, IncrementEnd, IncrementStart, WholeIncrement};
 use crate::message::{self, Record, record_at_position};
 use crate::{ChainHash, MachineIdentity, Position};
 
@@ -80,6 +81,45 @@ record_at_position! {
     SegmentEnd, SegmentEnd, position;
 }
 
+/// What a log is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogEntry {
+    /// A batch.
+    Batch(SealedBatch),
+    /// An increment: from the state at one batch to the state at a later one.
+    Increment(Box<WholeIncrement>),
+}
+
+impl LogEntry {
+    /// Number of batches up to its end.
+    pub fn sequence(&self) -> u64 {
+        match self {
+            LogEntry::Batch(batch) => batch.sequence,
+            LogEntry::Increment(whole) => whole.sequence(),
+        }
+    }
+
+    /// About as many bytes as it takes in a log.
+    pub fn size_bytes(&self) -> u64 {
+        match self {
+            LogEntry::Batch(batch) => batch.bytes().len() as u64,
+            LogEntry::Increment(whole) => whole.size_bytes(),
+        }
+    }
+}
+
+impl From<SealedBatch> for LogEntry {
+    fn from(batch: SealedBatch) -> LogEntry {
+        LogEntry::Batch(batch)
+    }
+}
+
+impl From<WholeIncrement> for LogEntry {
+    fn from(whole: WholeIncrement) -> LogEntry {
+        LogEntry::Increment(Box::new(whole))
+    }
+}
+
 /// A record of a segment file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SegmentRecord {
@@ -87,6 +127,12 @@ pub enum SegmentRecord {
     Header(SegmentHeader),
     /// A batch of the log.
     Batch(SealedBatch),
+    /// An increment begins (logs of backups only).
+    IncrementStart(Box<IncrementStart>),
+    /// A part of the increment that began.
+    IncrementPart(EncodedPart),
+    /// The increment is whole.
+    IncrementEnd(IncrementEnd),
     /// Closes it.
     End(SegmentEnd),
 }
@@ -108,6 +154,9 @@ impl SegmentRecord {
         Ok(match frame.header().kind {
             FrameKind::SegmentHeader => SegmentRecord::Header(message::decode(frame)?),
             FrameKind::Batch => SegmentRecord::Batch(SealedBatch::from_frame(frame)?),
+            FrameKind::IncrementHead => SegmentRecord::IncrementStart(Box::new(message::decode(frame)?)),
+            FrameKind::IncrementPart => SegmentRecord::IncrementPart(message::decode(frame)?),
+            FrameKind::IncrementEnd => SegmentRecord::IncrementEnd(message::decode(frame)?),
             FrameKind::SegmentEnd => SegmentRecord::End(message::decode(frame)?),
             found => {
                 return Err(FrameError::UnexpectedKind { found, expected: "a record of a segment file" });

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use log_format::{Batch, Event, Moment};
+use log_format::{Batch, Event, LogEntry, Moment};
 use serde_json::{Value, json};
 use store::{LogEnd, LogReader, Report};
 
@@ -69,7 +69,15 @@ pub fn log(args: LogArgs) -> Result<ExitCode> {
             match (&report.end, looked.json) {
                 (_, true) => print_report(&looked, &report)?,
                 (LogEnd::Whole(_), false) => {
-                    println!("whole: {} batches in {} segments", report.batches, report.segments.len());
+                    let increments = match report.increments {
+                        0 => String::new(),
+                        increments => format!(" and {increments} increments"),
+                    };
+                    println!(
+                        "whole: {} batches{increments} in {} segments",
+                        report.batches,
+                        report.segments.len()
+                    );
                 }
                 (LogEnd::Damaged(error), false) => {
                     println!("readable up to batch {} ({})", report.batches, moment(report.last.moment));
@@ -114,6 +122,8 @@ fn stat_json(dir: &Path, report: &Report) -> Value {
         "segments": report.segments.len(),
         "batches": report.batches,
         "bytes": report.batch_bytes,
+        "increments": report.increments,
+        "increment_bytes": report.increment_bytes,
         "instructions": report.last.moment.icount,
         "guest_seconds": seconds,
         "bytes_per_guest_second": if seconds > 0.0 { report.batch_bytes as f64 / seconds } else { 0.0 },
@@ -137,12 +147,12 @@ fn show(args: ShowArgs) -> Result<ExitCode> {
     let mut reader = LogReader::open(&args.looked.dir)?;
     let mut chosen = std::collections::VecDeque::new();
     let mut failed = None;
-    for batch in reader.by_ref() {
-        match batch {
-            Ok(batch) if (args.from..=args.to).contains(&batch.batch().end.icount) => match args.last {
-                None => show_batch(batch.batch(), args.looked.json)?,
+    while let Some(entry) = reader.next_entry() {
+        match entry {
+            Ok(entry) if (args.from..=args.to).contains(&end_of(&entry).icount) => match args.last {
+                None => show_entry(&entry, args.looked.json)?,
                 Some(last) => {
-                    chosen.push_back(batch.into_batch());
+                    chosen.push_back(entry);
                     if chosen.len() > last {
                         chosen.pop_front();
                     }
@@ -152,10 +162,43 @@ fn show(args: ShowArgs) -> Result<ExitCode> {
             Err(error) => failed = Some(error),
         }
     }
-    for batch in &chosen {
-        show_batch(batch, args.looked.json)?;
+    for entry in &chosen {
+        show_entry(entry, args.looked.json)?;
     }
     failed.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+}
+
+fn end_of(entry: &LogEntry) -> Moment {
+    match entry {
+        LogEntry::Batch(batch) => batch.end,
+        LogEntry::Increment(whole) => whole.start.head.moment,
+    }
+}
+
+fn show_entry(entry: &LogEntry, as_json: bool) -> Result<()> {
+    let whole = match entry {
+        LogEntry::Batch(batch) => return show_batch(batch, as_json),
+        LogEntry::Increment(whole) => whole,
+    };
+    let (from, to, end) = (whole.start.base, whole.sequence(), end_of(entry));
+    let units: usize = whole.parts.iter().map(|part| part.pages.len() + part.blocks.len()).sum();
+    match as_json {
+        true => println!(
+            "{}",
+            json!({
+                "increment": to, "base": from, "term": whole.start.position.term,
+                "end_icount": end.icount, "end_time_ns": end.time_ns,
+                "units": units, "digest": whole.end.digest.to_string(),
+            })
+        ),
+        false => println!(
+            "increment from batch {from} to {to} term {} up to {}: {units} pages and blocks, digest {}",
+            whole.start.position.term,
+            moment(end),
+            whole.end.digest
+        ),
+    }
+    Ok(())
 }
 
 fn show_batch(batch: &Batch, as_json: bool) -> Result<()> {

@@ -56,8 +56,8 @@ impl Recording {
         let machine = vm.build(DiskMode::Overlay)?;
         check_identity(&machine, &reader)?;
         let replayer = match reader.header().log_start {
+            _ if LogFolder::start_path(dir).exists() => after_start(dir, machine)?.0,
             0 => Replayer::new(machine, 0, Counted::default()),
-            _ if LogFolder::start_path(dir).exists() => after_start(dir, machine, reader.header())?.0,
             _ => after_checkpoint(dir, &vm, machine, reader.header(), secret)?,
         };
         Ok(Recording { dir: dir.to_owned(), vm, reader, replayer })
@@ -65,11 +65,10 @@ impl Recording {
 }
 
 /// Brings a machine to the state at which an agent's log starts, and says what was sent before it and not
-/// known to be released.
+/// known to be released. That the state and the log fit each other is seen where the log is opened.
 pub fn after_start(
     dir: &Path,
     mut machine: RiscvMachine,
-    header: &SegmentHeader,
 ) -> Result<(Replayer<RiscvMachine>, Box<CheckpointStart>)> {
     let path = LogFolder::start_path(dir);
     let unfit = || format!("{} does not fit this machine", path.display());
@@ -85,16 +84,15 @@ pub fn after_start(
         }
         anyhow::Ok(())
     })?;
-    let Some(start) = start.filter(|start| (start.position, start.chain) == (header.position, header.chain))
-    else {
-        bail!("{} is not the state at which this log starts; put that one there", path.display());
+    let Some(start) = start else {
+        bail!("{} has no head; put the state at which this log starts there", path.display());
     };
     if machine.digest() != start.head.digest {
         bail!("{}: the restored state is not the one that was kept; it cannot be used", path.display());
     }
     let counted = Counted { events: start.events_before, outputs: start.head.outputs_before };
     machine.restore_end();
-    Ok((Replayer::new(machine, header.position.sequence, counted), start))
+    Ok((Replayer::new(machine, start.position.sequence, counted), start))
 }
 
 /// Brings a machine to the checkpoint at which the log starts.

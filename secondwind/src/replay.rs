@@ -6,10 +6,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use backup::{Divergence, Progress, Replayer};
-use log_format::{LoggedOutput, Output, SealedBatch};
+use backup::{Divergence, LogReplay, Progress, Replayer};
+use log_format::{LogEntry, LoggedOutput, Output, WholeIncrement};
 use machine::{Machine, RiscvMachine};
 use serde_json::json;
+use store::LogReader;
 
 use crate::history::Flip;
 use crate::recording::Recording;
@@ -54,6 +55,7 @@ const DIVERGED: u8 = 3;
 pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
     let Recording { mut reader, mut replayer, .. } = Recording::open(&args.dir, secret.as_ref())?;
+    let increments = increments_of(&args.dir)?;
     if let Some(icount) = args.to {
         let first = replayer.moment().icount;
         if icount < first {
@@ -70,19 +72,23 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let mut shown = Shown::new(&args);
     let started = Instant::now();
     let mut damage = None;
-    let mut batches = std::iter::from_fn(|| reader.next());
+    let mut replay = LogReplay::new(replayer, None, increments);
     let progress = loop {
-        let batch = match batches.next() {
-            Some(Ok(batch)) => Some(batch),
+        let entry = match reader.next_entry() {
+            Some(Ok(entry)) => Some(entry),
             Some(Err(error)) => {
                 damage = Some(error);
                 None
             }
             None => None,
         };
-        match follow(&mut replayer, batch.as_ref(), args.flip_bit, &mut shown) {
-            Ok(progress) if batch.is_none() || reached(&args, &progress) => break progress,
-            Ok(_) => {}
+        if let Some(LogEntry::Increment(whole)) = &entry {
+            check_reachable(&args, replay.replayer_mut(), whole)?;
+        }
+        let is_last = entry.is_none();
+        match follow(&mut replay, entry, args.flip_bit, &mut shown) {
+            Ok(progress) if is_last || reached(&args, &progress) => break progress,
+            Ok(_) => args.to.into_iter().for_each(|icount| replay.replayer_mut().stop_at(icount)),
             Err(divergence) => {
                 shown.end();
                 eprintln!("secondwind: {}", describe(&divergence, &args.dir, args.flip_bit));
@@ -90,6 +96,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
             }
         }
     };
+    let mut replayer = replay.into_replayer();
     shown.end();
     // It executes an instruction, after which the state is no longer that of --to.
     let code = if args.to.is_none() { replayer.probe_halt() } else { None };
@@ -110,16 +117,50 @@ fn describe(divergence: &Divergence, dir: &Path, flip: Option<Flip>) -> String {
     )
 }
 
-/// Replays `batch`, or what is left where there is none.
+/// The increments in a log that stand where a backup got no batches. All others are left out: what
+/// can be executed is.
+fn increments_of(dir: &Path) -> Result<Vec<(u64, u64)>> {
+    let mut reader = LogReader::open(dir)?;
+    let mut increments = Vec::new();
+    loop {
+        let before = reader.end_position().sequence;
+        match reader.next_entry() {
+            Some(Ok(LogEntry::Increment(whole))) if whole.sequence() > before => {
+                increments.push((whole.start.base, whole.sequence()));
+            }
+            Some(Ok(_)) => {}
+            // What is wrong with it is said where the replay comes to it.
+            Some(Err(_)) | None => return Ok(increments),
+        }
+    }
+}
+
+/// Nothing is known of what the machine did on the way that an increment goes over.
+fn check_reachable(
+    args: &ReplayArgs,
+    replayer: &Replayer<RiscvMachine>,
+    whole: &WholeIncrement,
+) -> Result<()> {
+    let (from, to) = (replayer.moment().icount, whole.start.head.moment.icount);
+    if let Some(icount) = args.to.filter(|icount| (from + 1..to).contains(icount)) {
+        bail!(
+            "the recording goes from icount {from} to {to} by an increment, past {icount}; choose one of these"
+        );
+    }
+    Ok(())
+}
+
+/// Replays `entry`, or what is left where there is none.
 fn follow(
-    replayer: &mut Replayer<RiscvMachine>,
-    batch: Option<&SealedBatch>,
+    replay: &mut LogReplay<RiscvMachine>,
+    entry: Option<LogEntry>,
     flip: Option<Flip>,
     shown: &mut Shown,
 ) -> Result<Progress, Box<Divergence>> {
-    if let Some(batch) = batch {
-        replayer.push_batch(batch.batch());
+    if let Some(entry) = entry {
+        replay.push(entry)?;
     }
+    let replayer = replay.replayer_mut();
     loop {
         let progress = replayer.step(STEP_INSTRUCTIONS)?;
         if let Some(flip) = flip.filter(|_| replayer.machine_stopped()) {

@@ -186,15 +186,15 @@ impl Durable {
     }
 }
 
-#[test]
-fn nothing_acknowledged_is_lost_when_both_nodes_die_at_once() {
+/// Kills both nodes at once, again and again, and starts them with each of these options in turn.
+fn survives(modes: &[&[&str]]) {
     let mut durable = Durable { cluster: Cluster::new(), ports: [free_port(), free_port()] };
-    durable.start("primary", "a", &[]);
-    durable.start("backup", "b", &[]);
+    durable.start("primary", "a", modes[0]);
+    durable.start("backup", "b", modes[0]);
     durable.cluster.wait_protected("a");
     let clients = Clients::start(durable.ports, 3);
     let mut terms = Vec::new();
-    for more in [&[][..], &["--mode", "hybrid"], &[]] {
+    for more in modes.iter().copied() {
         clients.wait_for_more(150);
         durable.kill_both();
         // The same command everywhere: the arbiter says who goes on.
@@ -215,16 +215,44 @@ fn nothing_acknowledged_is_lost_when_both_nodes_die_at_once() {
 }
 
 #[test]
+fn nothing_acknowledged_is_lost_when_both_nodes_die_at_once() {
+    survives(&[&[], &["--mode", "hybrid"], &[]]);
+}
+
+#[test]
+fn nor_in_checkpoint_mode_and_from_one_mode_to_another() {
+    survives(&[&["--mode", "checkpoint"], &["--mode", "auto"], &["--mode", "checkpoint"]]);
+}
+
+#[test]
+fn a_backup_that_holds_less_is_refused_and_one_that_holds_more_is_taken() {
+    let mut durable = Durable { cluster: Cluster::new(), ports: [free_port(), free_port()] };
+    durable.start("primary", "a", &[]);
+    durable.cluster.start("backup", "b", &["a", "b"], &[]);
+    assert_eq!(durable.cluster.wait_end("b").code(), Some(3));
+    let errors = durable.cluster.errors("b");
+    let said = "found --durability memory at b, expected disk, as at the primary a; start b with";
+    assert!(errors.contains(said), "{errors}");
+    durable.start("backup", "b", &[]);
+    durable.cluster.wait_protected("a");
+
+    let mut other = Durable { cluster: Cluster::new(), ports: [free_port(), free_port()] };
+    other.cluster.start("primary", "a", &["a", "b"], &[]);
+    other.start("backup", "b", &[]);
+    other.cluster.wait_protected("a");
+}
+
+#[test]
 fn either_node_goes_on_alone_from_its_own_log() {
-    for survivor in ["a", "b"] {
+    for (survivor, mode) in [("a", "replay"), ("b", "replay"), ("a", "checkpoint"), ("b", "checkpoint")] {
         let mut durable = Durable { cluster: Cluster::new(), ports: [free_port(), free_port()] };
-        durable.start("primary", "a", &[]);
-        durable.start("backup", "b", &[]);
+        durable.start("primary", "a", &["--mode", mode]);
+        durable.start("backup", "b", &["--mode", mode]);
         durable.cluster.wait_protected("a");
         let clients = Clients::start(durable.ports, 2);
         clients.wait_for_more(100);
         durable.kill_both();
-        durable.start("agent", survivor, &[]);
+        durable.start("agent", survivor, &["--mode", mode]);
         durable.cluster.wait_role(survivor, "primary");
         clients.wait_for_more(50);
         check(clients.end(), durable.ports);

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use log_format::{Position, SealedBatch};
+use log_format::{LogEntry, Position};
 
 use crate::disk::{Directory, Disk};
 use crate::error::StoreError;
@@ -29,11 +29,34 @@ const FULL_RETRY: Duration = Duration::from_millis(200);
 
 /// What becomes of what is pushed.
 pub enum Durability {
-    /// It survives the death of the process.
+    /// It survives the death of the process. A disk that has no room, or fails, ends the log: what is
+    /// pushed from then on is dropped, until another log begins.
     Written,
-    /// It survives the loss of power, and then this is told the place after the last batch that
-    /// does. A disk that has no room is waited for.
+    /// It survives the loss of power, and then this is told the place after the last entry that
+    /// does. A disk that has no room is waited for; one that fails is an error.
     Synced(Box<dyn Fn(Position) + Send>),
+}
+
+/// How the log is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LogHealth {
+    /// Everything is written.
+    #[default]
+    Well,
+    /// The disk has no room: it is tried again and again, for this reason.
+    Waits(String),
+    /// Nothing more is written to this log, for this reason ([`Durability::Written`] only).
+    Ended(String),
+}
+
+impl LogHealth {
+    /// What is wrong.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            LogHealth::Well => None,
+            LogHealth::Waits(text) | LogHealth::Ended(text) => Some(text),
+        }
+    }
 }
 
 /// Makes the log that takes the place of the present one.
@@ -47,11 +70,12 @@ pub type After = Box<dyn FnOnce() -> Result<(), StoreError> + Send>;
 ///
 /// # Order of calls
 ///
-/// `push` in the log's order, `begin` before the first batch of another log, then `finish` or
+/// `push` in the log's order, `begin` before the first entry of another log, then `finish` or
 /// `into_writer`.
 pub struct BackgroundLog<D: Disk = Directory> {
     commands: Sender<Command<D>>,
     state: Arc<State>,
+    must_be_whole: bool,
     thread: JoinHandle<Result<Option<LogWriter<D>>, StoreError>>,
 }
 
@@ -61,7 +85,7 @@ pub struct BackgroundLog<D: Disk = Directory> {
 pub struct LogEnded;
 
 enum Command<D: Disk> {
-    Append(SealedBatch),
+    Append(LogEntry),
     Begin(Begin<D>),
     After(After),
 }
@@ -72,14 +96,13 @@ struct State {
     waiting_bytes: AtomicU64,
     /// The log is to end: a disk without room is not waited for any more.
     ending: AtomicBool,
-    /// Why nothing is written at present.
-    trouble: Mutex<Option<String>>,
+    health: Mutex<LogHealth>,
 }
 
 impl State {
-    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+    fn health(&self) -> MutexGuard<'_, LogHealth> {
         // The text is whole whatever the other side was doing.
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,28 +110,30 @@ impl<D: Disk + Send + 'static> BackgroundLog<D>
 where
     D::File: Send,
 {
-    /// Starts the thread. Without a writer, batches are dropped until [`BackgroundLog::begin`].
+    /// Starts the thread. Without a writer, entries are dropped until [`BackgroundLog::begin`].
     ///
     /// # Errors
     /// When the operating system has no thread to give.
     pub fn start(writer: Option<LogWriter<D>>, durability: Durability) -> io::Result<BackgroundLog<D>> {
         let (commands, waiting) = channel();
         let state = Arc::new(State::default());
+        let must_be_whole = matches!(durability, Durability::Synced(_));
         let mut appender = Appender { writer, durability, state: Arc::clone(&state) };
         let thread = std::thread::Builder::new().name("log".into()).spawn(move || {
             appender.run(&waiting)?;
             Ok(appender.writer)
         })?;
-        Ok(BackgroundLog { commands, state, thread })
+        Ok(BackgroundLog { commands, state, must_be_whole, thread })
     }
 
-    /// Hands the next batch over.
+    /// Hands the next batch or increment over.
     ///
     /// # Errors
-    /// When an earlier one could not be written.
-    pub fn push(&self, batch: SealedBatch) -> Result<(), LogEnded> {
-        self.state.waiting_bytes.fetch_add(batch.bytes().len() as u64, Ordering::AcqRel);
-        self.commands.send(Command::Append(batch)).map_err(|_| LogEnded)
+    /// When an earlier one could not be written ([`Durability::Synced`] only).
+    pub fn push(&self, entry: impl Into<LogEntry>) -> Result<(), LogEnded> {
+        let entry = entry.into();
+        self.state.waiting_bytes.fetch_add(entry.size_bytes(), Ordering::AcqRel);
+        self.commands.send(Command::Append(entry)).map_err(|_| LogEnded)
     }
 
     /// Lets another log take the place of the present one, behind all that was pushed. The present one
@@ -138,20 +163,26 @@ where
         self.state.waiting_bytes.load(Ordering::Acquire)
     }
 
-    /// Why nothing is written at present, while that is so.
-    pub fn trouble(&self) -> Option<String> {
-        self.state.trouble().clone()
+    /// How the log is doing.
+    pub fn health(&self) -> LogHealth {
+        self.state.health().clone()
     }
 
     /// Waits until all is on disk, and closes the log.
     ///
     /// # Errors
-    /// What went wrong with the first batch that could not be written.
+    /// What went wrong with the first entry that could not be written ([`Durability::Synced`] only).
     pub fn finish(self) -> Result<(), StoreError> {
-        self.into_writer()?.map_or(Ok(()), LogWriter::finish)
+        let must_be_whole = self.must_be_whole;
+        match self.into_writer()?.map_or(Ok(()), LogWriter::finish) {
+            // What was pushed is there; only the mark that it ends there is not.
+            Err(error) if error.is_full() || !must_be_whole => Ok(()),
+            finished => finished,
+        }
     }
 
     /// Waits until all is written, and, where that is asked for, synced, and gives the log back.
+    /// `None` where there is none, or where it has ended.
     ///
     /// # Errors
     /// As [`BackgroundLog::finish`].
@@ -192,40 +223,57 @@ impl<D: Disk> Appender<D> {
     /// Carries a command out, and says how many bytes it wrote.
     fn obey(&mut self, command: Command<D>) -> Result<u64, StoreError> {
         match command {
-            Command::Append(batch) => {
-                let bytes = batch.bytes().len() as u64;
-                let appended = self.append(&batch);
+            Command::Append(entry) => {
+                let bytes = entry.size_bytes();
+                let appended = self.append(&entry);
                 self.state.waiting_bytes.fetch_sub(bytes, Ordering::AcqRel);
-                appended.map(|()| bytes)
+                self.or_ended(appended).map(|_| bytes)
             }
             Command::Begin(begin) => {
                 // One that could not be marked as finished is as good: another takes its place.
-                match self.writer.take().map_or(Ok(()), LogWriter::finish) {
-                    Err(error) if !error.is_full() => return Err(error),
-                    _ => {}
-                }
-                self.writer = begin()?;
+                let finished = match self.writer.take().map_or(Ok(()), LogWriter::finish) {
+                    Err(error) if !error.is_full() => Err(error),
+                    _ => Ok(()),
+                };
+                self.or_ended(finished)?;
+                *self.state.health() = LogHealth::Well;
+                let begun = begin();
+                self.writer = self.or_ended(begun)?.flatten();
                 Ok(0)
             }
             Command::After(after) => {
-                self.writer.as_mut().map_or(Ok(()), LogWriter::sync)?;
-                after().map(|()| 0)
+                let synced = self.writer.as_mut().map_or(Ok(()), LogWriter::sync);
+                let done = synced.and_then(|()| after());
+                self.or_ended(done).map(|_| 0)
             }
         }
     }
 
-    /// Appends a batch. A disk that has no room is tried again where the log must be whole.
-    fn append(&mut self, batch: &SealedBatch) -> Result<(), StoreError> {
+    /// An error ends a log that need not be whole, and no more than that.
+    fn or_ended<T>(&mut self, result: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        match (result, &self.durability) {
+            (Ok(value), _) => Ok(Some(value)),
+            (Err(error), Durability::Synced(_)) => Err(error),
+            (Err(error), Durability::Written) => {
+                self.writer = None;
+                *self.state.health() = LogHealth::Ended(error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    /// Appends an entry. A disk that has no room is tried again where the log must be whole.
+    fn append(&mut self, entry: &LogEntry) -> Result<(), StoreError> {
         let Appender { writer: Some(writer), durability, state } = self else { return Ok(()) };
         let must_be_whole = matches!(durability, Durability::Synced(_));
         loop {
-            match writer.append(batch) {
+            match writer.append_entry(entry) {
                 Err(error) if error.is_full() && must_be_whole && !state.ending.load(Ordering::Acquire) => {
-                    *state.trouble() = Some(error.to_string());
+                    *state.health() = LogHealth::Waits(error.to_string());
                     std::thread::sleep(FULL_RETRY);
                 }
                 other => {
-                    *state.trouble() = None;
+                    *state.health() = LogHealth::Well;
                     return other;
                 }
             }
@@ -237,7 +285,7 @@ impl<D: Disk> Appender<D> {
 mod tests {
     use super::*;
     use crate::{LogOptions, LogReader};
-    use log_format::{Batch, ChainHash, MachineIdentity, SegmentHeader};
+    use log_format::{Batch, ChainHash, MachineIdentity, SealedBatch, SegmentHeader};
     use std::fs::File;
     use std::path::Path;
 
@@ -339,14 +387,14 @@ mod tests {
         for batch in &all {
             log.push(batch.clone()).unwrap();
         }
-        while log.trouble().is_none() {
+        while log.health().trouble().is_none() {
             std::thread::yield_now();
         }
         assert!(stored.try_recv().is_err(), "nothing is stored on a full disk");
         assert_eq!(log.waiting_bytes(), all.iter().map(|batch| batch.bytes().len() as u64).sum::<u64>());
         full.store(false, Ordering::Release);
         assert_eq!(stored.recv().unwrap(), 50, "one sync for all");
-        assert_eq!((log.trouble(), log.waiting_bytes()), (None, 0));
+        assert_eq!((log.health(), log.waiting_bytes()), (LogHealth::Well, 0));
         log.finish().unwrap();
         assert!(stored.recv().is_err(), "nothing was told twice");
         assert_eq!(read(folder.path()), all);
@@ -359,6 +407,39 @@ mod tests {
         full.store(true, Ordering::Release);
         log.push(batches(1).remove(0)).unwrap();
         assert!(log.finish().unwrap_err().is_full());
+    }
+
+    #[test]
+    fn a_full_disk_ends_a_log_that_need_not_be_whole_and_the_next_one_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = Arc::new(AtomicBool::new(false));
+        let disk = || {
+            let directory = Directory::lock(folder.path()).unwrap();
+            Narrow { directory, full: Arc::clone(&full) }
+        };
+        let writer = LogWriter::create_on(disk(), header(), LogOptions::default()).unwrap();
+        let log = BackgroundLog::start(Some(writer), Durability::Written).unwrap();
+        let all = batches(3);
+        log.push(all[0].clone()).unwrap();
+        while log.waiting_bytes() > 0 {
+            std::thread::yield_now();
+        }
+        full.store(true, Ordering::Release);
+        log.push(all[1].clone()).unwrap();
+        while !matches!(log.health(), LogHealth::Ended(_)) {
+            std::thread::yield_now();
+        }
+        full.store(false, Ordering::Release);
+        // A hole is worse than an end.
+        log.push(all[2].clone()).unwrap();
+        let (writer, resumed) = LogWriter::resume_on(disk(), LogOptions::default()).unwrap();
+        assert!(resumed.torn.is_none());
+        assert_eq!(writer.end_position().sequence, 1);
+        log.begin(Box::new(move || Ok(Some(writer)))).unwrap();
+        log.push(all[1].clone()).unwrap();
+        let writer = log.into_writer().unwrap().unwrap();
+        assert_eq!(writer.end_position().sequence, 2);
+        assert_eq!(read(folder.path()), all[..2]);
     }
 
     #[test]

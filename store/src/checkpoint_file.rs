@@ -87,6 +87,31 @@ pub fn read_checkpoint<E: From<StoreError>>(
     }
 }
 
+/// Reads the head of a state that was written: where it was taken.
+///
+/// # Errors
+/// What the disk says; [`StoreError::Damaged`] and [`StoreError::ForeignFile`].
+pub(crate) fn read_head(path: &Path) -> Result<CheckpointStart, StoreError> {
+    const PIECE_BYTES: usize = 64 << 10;
+    let read_error = |error| StoreError::io("read", path, error);
+    let mut file = File::open(path).map_err(read_error)?;
+    let mut decoder = MessageDecoder::default();
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let found = file.read(&mut piece).map_err(read_error)?;
+        decoder.push(piece.get(..found).unwrap_or_default());
+        let damaged = |cause| StoreError::Damaged { path: path.to_owned(), offset: 0, cause };
+        match decoder.poll().map_err(damaged)? {
+            Some(Message::CheckpointHead(start)) => return Ok(start),
+            None if found > 0 => {}
+            Some(_) | None => {
+                let found = "it does not begin with a checkpoint's head".to_owned();
+                return Err(StoreError::ForeignFile { path: path.to_owned(), found });
+            }
+        }
+    }
+}
+
 fn write_to(
     file: File,
     start: CheckpointStart,

@@ -167,6 +167,21 @@ pub enum StoreError {
         /// Where the end record begins.
         offset: u64,
     },
+    /// A stretch of the log was kept as an increment, by a backup to which no batches came.
+    #[error(
+        "{}: found an increment from batch {from} to batch {to} at offset {offset}, expected batches: in mode checkpoint a backup gets none; `secondwind replay` goes over it, and so does a start again",
+        path.display()
+    )]
+    NoBatches {
+        /// The file.
+        path: PathBuf,
+        /// Where the increment begins.
+        offset: u64,
+        /// The last batch before it.
+        from: u64,
+        /// The batch at the end of which the log goes on.
+        to: u64,
+    },
     /// A batch to be appended does not follow the one before.
     #[error("a batch does not follow the log it is to be appended to: {0}")]
     NotNext(NotNext),

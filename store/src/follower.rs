@@ -1,6 +1,6 @@
 //! Checks that batches follow each other.
 
-use log_format::{ChainHash, Position, SealedBatch, SegmentEnd, SegmentHeader};
+use log_format::{ChainHash, IncrementStart, Position, SealedBatch, SegmentEnd, SegmentHeader};
 
 /// A place in a log, and the check that what comes next follows from there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +65,27 @@ impl Follower {
         self.chain = batch.chain();
         self.outputs = Some(batch.outputs_after());
         Ok(())
+    }
+
+    /// Steps over an increment. One that leads to where log was read already, as in `hybrid` mode, leaves
+    /// the place where it is; another one leads to its own. Which of the two it is.
+    ///
+    /// # Errors
+    /// When it builds on what lies further on, or runs backwards. The place stays where it was.
+    pub fn accept_increment(&mut self, start: &IncrementStart) -> Result<bool, NotNext> {
+        let (here, to) = (self.position, start.position);
+        let base = format!("at most {}", here.sequence);
+        expect("base", start.base, base, start.base <= here.sequence && start.base <= to.sequence)?;
+        if to.sequence <= here.sequence {
+            return Ok(false);
+        }
+        expect("term", to.term, format!("at least {}", here.term), to.term >= here.term)?;
+        let is_later = to.moment.icount >= here.moment.icount && to.moment.time_ns >= here.moment.time_ns;
+        expect("moment", format!("{:?}", to.moment), format!("{:?} or later", here.moment), is_later)?;
+        self.position = to;
+        self.chain = start.chain;
+        self.outputs = Some(start.head.outputs_before);
+        Ok(true)
     }
 
     /// Checks that a segment begins here.

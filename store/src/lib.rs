@@ -22,7 +22,7 @@ mod segment;
 mod verify;
 mod writer;
 
-pub use background::{After, BackgroundLog, Begin, Durability, LogEnded};
+pub use background::{After, BackgroundLog, Begin, Durability, LogEnded, LogHealth};
 pub use checkpoint_file::{read_checkpoint, write_checkpoint, write_start};
 pub use disk::{Directory, Disk, DiskFile};
 pub use error::StoreError;

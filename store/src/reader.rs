@@ -5,10 +5,15 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
-use log_format::{ChainHash, FrameError, Position, SealedBatch, SegmentEnd, SegmentHeader, SegmentRecord};
+use log_format::{
+    ChainHash, FrameError, HEADER_BYTES, IncrementStart, LogEntry, Position, SealedBatch, SegmentEnd,
+    SegmentHeader, SegmentRecord, WholeIncrement,
+};
 
+use crate::checkpoint_file::read_head;
 use crate::disk::names_in;
 use crate::error::StoreError;
+use crate::folder::LogFolder;
 use crate::follower::Follower;
 use crate::name::{first_sequence_of, segment_name};
 use crate::segment::{ReadError, SegmentReader};
@@ -24,10 +29,11 @@ pub enum Ending {
     Unfinished,
 }
 
-/// Reads the batches of a log, in order.
+/// Reads a log, in order.
 ///
-/// As an iterator it gives each whole batch, then at most one error: what is wrong with the
-/// log there. Without an error, [`LogReader::ending`] says how it ends.
+/// [`LogReader::next_entry`] gives each whole batch and increment, then at most one error: what is
+/// wrong with the log there. Without an error, [`LogReader::ending`] says how it ends. As an
+/// iterator it gives batches only, and an error where an increment stands in their place.
 #[derive(Debug)]
 pub struct LogReader {
     directory: PathBuf,
@@ -73,7 +79,7 @@ enum AfterTorn {
 
 /// What a step through a segment met.
 enum Step {
-    Batch(SealedBatch),
+    Entry(LogEntry),
     Ended(Ending),
     NextSegment,
 }
@@ -85,16 +91,58 @@ impl LogReader {
     /// [`StoreError::NoLog`], [`StoreError::MissingSegment`] when the log's first is, or what
     /// is wrong with the header of its first segment.
     pub fn open(directory: &Path) -> Result<LogReader, StoreError> {
-        let reader = LogReader::start(directory, Listing::of(directory)?)?;
+        let listing = Listing::of(directory)?;
+        let path = LogFolder::start_path(directory);
+        if !listing.segments.is_empty() && path.exists() {
+            let base = read_head(&path)?;
+            return LogReader::open_at_base(directory, listing, (base.position, base.chain));
+        }
+        let reader = LogReader::start(directory, listing)?;
         let header = reader.header();
         if header.position.sequence != header.log_start {
+            return Err(reader.missing(header.log_start));
+        }
+        Ok(reader)
+    }
+
+    /// Opens a log that begins at the state `start.checkpoint` beside it: what lies before may be there
+    /// still, or be gone.
+    fn open_at_base(
+        directory: &Path,
+        listing: Listing,
+        (position, chain): (Position, ChainHash),
+    ) -> Result<LogReader, StoreError> {
+        let sequence = position.sequence;
+        let reader = LogReader::skip_to(directory, listing, sequence)?;
+        let header = reader.header();
+        if header.position.sequence > sequence || header.log_start > sequence {
+            return Err(reader.missing(sequence));
+        }
+        if reader.end_position().sequence < sequence {
             return Err(StoreError::MissingSegment {
                 path: directory.to_owned(),
-                expected: segment_name(header.log_start.saturating_add(1)),
-                found: Some(reader.current.name),
+                expected: segment_name(sequence.saturating_add(1)),
+                found: None,
+            });
+        }
+        if reader.end_position().sequence == sequence && reader.follower.chain() != chain {
+            return Err(StoreError::OtherLog {
+                path: LogFolder::start_path(directory),
+                what: "the state after a batch with chain hash",
+                found: chain.to_string(),
+                expected: reader.follower.chain().to_string(),
             });
         }
         Ok(reader)
+    }
+
+    /// The segment after this batch should have been the first.
+    fn missing(&self, sequence: u64) -> StoreError {
+        StoreError::MissingSegment {
+            path: self.directory.clone(),
+            expected: segment_name(sequence.saturating_add(1)),
+            found: Some(self.current.name.clone()),
+        }
     }
 
     /// Opens the log in a directory so that the first batch read is the one after `sequence`
@@ -104,7 +152,10 @@ impl LogReader {
     /// # Errors
     /// As [`LogReader::open`], and those of the batches that are skipped.
     pub fn open_after(directory: &Path, sequence: u64) -> Result<LogReader, StoreError> {
-        let mut listing = Listing::of(directory)?;
+        LogReader::skip_to(directory, Listing::of(directory)?, sequence)
+    }
+
+    fn skip_to(directory: &Path, mut listing: Listing, sequence: u64) -> Result<LogReader, StoreError> {
         let wanted = sequence.saturating_add(1);
         let segments = &mut listing.segments;
         while segments.get(1).is_some_and(|(first, _)| *first <= wanted) {
@@ -112,7 +163,7 @@ impl LogReader {
         }
         let mut reader = LogReader::start(directory, listing)?;
         while reader.end_position().sequence < sequence {
-            match reader.next() {
+            match reader.next_entry() {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error),
                 None => break,
@@ -195,7 +246,11 @@ impl LogReader {
                 self.follower.accept(&batch).map_err(|cause| self.current.broken_chain(offset, cause))?;
                 self.current.batches += 1;
                 self.current.end_offset = self.current.reader.offset();
-                Ok(Step::Batch(batch))
+                Ok(Step::Entry(LogEntry::Batch(batch)))
+            }
+            Ok(Some(SegmentRecord::IncrementStart(start))) => self.increment(*start, offset),
+            Ok(Some(SegmentRecord::IncrementPart(_) | SegmentRecord::IncrementEnd(_))) => {
+                Err(foreign(self.current.path.clone(), "a part of an increment stands where none began"))
             }
             Ok(Some(SegmentRecord::End(end))) => self.end_of_segment(&end, offset),
             Ok(Some(SegmentRecord::Header(_))) => {
@@ -203,14 +258,52 @@ impl LogReader {
             }
             Ok(None) if is_last => Ok(Step::Ended(Ending::Unfinished)),
             Ok(None) => Ok(Step::NextSegment),
-            Err(ReadError::Frame(torn @ FrameError::Torn { .. })) if !is_last => {
-                match self.next_after_torn() {
-                    AfterTorn::Follows => Ok(Step::NextSegment),
-                    AfterTorn::Nothing => Err(self.current.error(offset, torn.into(), true)),
-                    AfterTorn::Other => Err(self.current.error(offset, torn.into(), false)),
+            Err(error) => self.unreadable(offset, error),
+        }
+    }
+
+    /// A record, or an increment, that begins there cannot be read.
+    fn unreadable(&self, offset: u64, error: ReadError) -> Result<Step, StoreError> {
+        let is_last = self.later.is_empty();
+        match error {
+            ReadError::Frame(torn @ FrameError::Torn { .. }) if !is_last => match self.next_after_torn() {
+                AfterTorn::Follows => Ok(Step::NextSegment),
+                AfterTorn::Nothing => Err(self.current.error(offset, torn.into(), true)),
+                AfterTorn::Other => Err(self.current.error(offset, torn.into(), false)),
+            },
+            error => Err(self.current.error(offset, error, is_last)),
+        }
+    }
+
+    /// Reads the rest of an increment, the head of which lies at `offset`. Without its end it is torn.
+    fn increment(&mut self, start: IncrementStart, offset: u64) -> Result<Step, StoreError> {
+        let mut parts = Vec::new();
+        loop {
+            match self.current.reader.read() {
+                Ok(Some(SegmentRecord::IncrementPart(part))) => parts.push(part),
+                Ok(Some(SegmentRecord::IncrementEnd(end))) if end.parts == parts.len() as u64 => {
+                    let accepted = self.follower.accept_increment(&start);
+                    accepted.map_err(|cause| self.current.broken_chain(offset, cause))?;
+                    self.current.end_offset = self.current.reader.offset();
+                    return Ok(Step::Entry(WholeIncrement { start, parts, end }.into()));
+                }
+                Ok(Some(_)) => {
+                    let found = "an increment in it is not followed by its own parts and end";
+                    return Err(foreign(self.current.path.clone(), found));
+                }
+                Ok(None) => {
+                    let found = (self.current.reader.offset() - offset) as usize;
+                    let torn = FrameError::Torn { found, expected: found + HEADER_BYTES };
+                    return self.unreadable(offset, torn.into());
+                }
+                Err(error @ ReadError::Frame(FrameError::Torn { .. })) => {
+                    return self.unreadable(offset, error);
+                }
+                Err(error) => {
+                    let at = self.current.reader.offset();
+                    return Err(self.current.error(at, error, self.later.is_empty()));
                 }
             }
-            Err(error) => Err(self.current.error(offset, error, is_last)),
         }
     }
 
@@ -276,9 +369,33 @@ impl Iterator for LogReader {
     type Item = Result<SealedBatch, StoreError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (before, offset) = (self.end_position().sequence, self.current.reader.offset());
+            match self.next_entry()? {
+                Ok(LogEntry::Batch(batch)) => return Some(Ok(batch)),
+                // The batches up to there are here as well.
+                Ok(LogEntry::Increment(whole)) if whole.sequence() <= before => {}
+                Ok(LogEntry::Increment(whole)) => {
+                    self.state = State::Failed;
+                    return Some(Err(StoreError::NoBatches {
+                        path: self.current.path.clone(),
+                        offset,
+                        from: before,
+                        to: whole.sequence(),
+                    }));
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+}
+
+impl LogReader {
+    /// The next batch or increment, or what is wrong with the log here; `None` at its end.
+    pub fn next_entry(&mut self) -> Option<Result<LogEntry, StoreError>> {
         while self.state == State::Reading {
             let stepped = match self.step() {
-                Ok(Step::Batch(batch)) => return Some(Ok(batch)),
+                Ok(Step::Entry(entry)) => return Some(Ok(entry)),
                 Ok(Step::Ended(ending)) => match &self.foreign {
                     Some(name) => Err(misnamed(&self.directory, name)),
                     None => {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use log_format::{Event, Moment, Position, SealedBatch, SegmentHeader};
+use log_format::{Event, LogEntry, Moment, Position, SealedBatch, SegmentHeader};
 
 use crate::error::StoreError;
 use crate::reader::{Ending, LogReader};
@@ -26,6 +26,10 @@ pub struct Report {
     pub outputs: u64,
     /// Bytes of all whole batches, as stored.
     pub batch_bytes: u64,
+    /// Increments, of a backup to which no batches came or that stood.
+    pub increments: u64,
+    /// Bytes of those, as stored, about.
+    pub increment_bytes: u64,
     /// Where the log begins.
     pub first: Position,
     /// Where the last whole batch ends.
@@ -136,17 +140,24 @@ pub fn verify(directory: &Path) -> Result<Report, StoreError> {
         digests: 0,
         outputs: 0,
         batch_bytes: 0,
+        increments: 0,
+        increment_bytes: 0,
         first: start,
         last: start,
         end: LogEnd::Whole(Ending::Unfinished),
     };
     loop {
-        let next = reader.next();
+        let next = reader.next_entry();
         if report.segments.last().map(|segment| segment.name.as_str()) != Some(reader.segment_name()) {
             report.segments.push(SegmentReport::begin(&reader));
         }
         match next {
-            Some(Ok(batch)) => report.add(&batch),
+            Some(Ok(LogEntry::Batch(batch))) => report.add(&batch),
+            Some(Ok(LogEntry::Increment(whole))) => {
+                report.increments += 1;
+                report.increment_bytes += whole.size_bytes();
+                report.last = reader.end_position();
+            }
             Some(Err(error)) => {
                 report.end = LogEnd::Damaged(error);
                 return Ok(report);

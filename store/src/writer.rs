@@ -17,7 +17,7 @@
 
 use std::path::Path;
 
-use log_format::{ChainHash, Position, SealedBatch, SegmentEnd, SegmentHeader};
+use log_format::{ChainHash, LogEntry, Position, SealedBatch, SegmentEnd, SegmentHeader, WholeIncrement};
 
 use crate::disk::{Directory, Disk, DiskFile};
 use crate::error::StoreError;
@@ -27,9 +27,6 @@ use crate::reader::LogReader;
 
 /// Ending of a segment's name while its header is not whole yet.
 const NEW_SUFFIX: &str = ".new";
-
-/// Earlier segments that may wait for a sync: each holds a file open.
-const MAX_CLOSING: usize = 8;
 
 /// How a log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +52,9 @@ pub struct LogWriter<D: Disk = Directory> {
     header: SegmentHeader,
     follower: Follower,
     current: Segment<D::File>,
-    /// Earlier segments, with the end that is to be written to each: only when it is sure
+    /// The segment before, with the end that is to be written to it: only when it is sure
     /// that the next one is there, so that a segment that says so is never without it.
-    closing: Vec<(Segment<D::File>, SegmentEnd)>,
+    closing: Option<(Segment<D::File>, SegmentEnd)>,
     names_unsynced: bool,
     broken: bool,
 }
@@ -97,6 +94,9 @@ pub struct Resumed {
     pub torn: Option<StoreError>,
     /// Whether its writer had closed it.
     pub was_finished: bool,
+    /// The increments in it, in their order: number of batches up to what each builds on, and up to
+    /// where it leads. Whoever replays the log goes by them over the batches in between.
+    pub increments: Vec<(u64, u64)>,
 }
 
 impl LogWriter<Directory> {
@@ -143,14 +143,19 @@ impl<D: Disk> LogWriter<D> {
         }
         // Synced, so that not even a loss of power leaves a log without its first header.
         let current = begin_segment(&disk, &header, true)?;
+        if let Err(error) = disk.sync_names() {
+            // Nothing is in it; the error says more.
+            let _ = disk.remove(&current.name);
+            return Err(StoreError::write(disk.path(), 0, error));
+        }
         Ok(LogWriter {
             follower: Follower::at(&header),
             disk,
             options,
             header,
             current,
-            closing: Vec::new(),
-            names_unsynced: true,
+            closing: None,
+            names_unsynced: false,
             broken: false,
         })
     }
@@ -161,10 +166,12 @@ impl<D: Disk> LogWriter<D> {
     /// As there.
     pub fn resume_on(disk: D, options: LogOptions) -> Result<(Self, Resumed), StoreError> {
         let mut reader = LogReader::open(disk.path())?;
+        let mut increments = Vec::new();
         let torn = loop {
-            match reader.next() {
+            match reader.next_entry() {
                 None => break None,
-                Some(Ok(_)) => {}
+                Some(Ok(LogEntry::Batch(_))) => {}
+                Some(Ok(LogEntry::Increment(whole))) => increments.push((whole.start.base, whole.sequence())),
                 Some(Err(error)) if error.is_torn_tail() => break Some(error),
                 Some(Err(error)) => return Err(error),
             }
@@ -183,11 +190,11 @@ impl<D: Disk> LogWriter<D> {
             header: tail.header,
             follower: tail.follower,
             current: Segment { name: tail.name, file, bytes: tail.end_offset, batches: tail.batches },
-            closing: Vec::new(),
+            closing: None,
             names_unsynced: true,
             broken: false,
         };
-        Ok((writer, Resumed { torn, was_finished }))
+        Ok((writer, Resumed { torn, was_finished, increments }))
     }
 
     /// The place after the last batch appended.
@@ -214,14 +221,47 @@ impl<D: Disk> LogWriter<D> {
         self.check_usable()?;
         let mut after = self.follower.clone();
         after.accept(batch).map_err(StoreError::NotNext)?;
-        let bytes = batch.bytes();
-        let grown = self.current.bytes.saturating_add(bytes.len() as u64);
-        if grown > self.options.segment_bytes && self.current.batches > 0 {
-            self.rotate()?;
-        }
-        self.write(bytes)?;
+        self.make_room(batch.bytes().len())?;
+        self.write(batch.bytes())?;
         self.current.batches += 1;
         self.follower = after;
+        Ok(())
+    }
+
+    /// Appends an increment, the whole of it or nothing.
+    ///
+    /// # Errors
+    /// As [`LogWriter::append`].
+    pub fn append_increment(&mut self, whole: &WholeIncrement) -> Result<(), StoreError> {
+        self.check_usable()?;
+        let mut after = self.follower.clone();
+        after.accept_increment(&whole.start).map_err(StoreError::NotNext)?;
+        let bytes = whole.encode()?;
+        self.make_room(bytes.len())?;
+        self.write(&bytes)?;
+        self.follower = after;
+        Ok(())
+    }
+
+    /// As [`LogWriter::append`] or [`LogWriter::append_increment`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn append_entry(&mut self, entry: &LogEntry) -> Result<(), StoreError> {
+        match entry {
+            LogEntry::Batch(batch) => self.append(batch),
+            LogEntry::Increment(whole) => self.append_increment(whole),
+        }
+    }
+
+    /// Begins the next segment where the present one would grow too large. One that goes no further
+    /// than it began stays: the next would have its name.
+    fn make_room(&mut self, bytes: usize) -> Result<(), StoreError> {
+        let grown = self.current.bytes.saturating_add(bytes as u64);
+        let is_begun = self.follower.end_position().sequence > self.header.position.sequence;
+        if grown > self.options.segment_bytes && is_begun {
+            self.rotate()?;
+        }
         Ok(())
     }
 
@@ -250,9 +290,8 @@ impl<D: Disk> LogWriter<D> {
 
     /// Begins the next segment.
     fn rotate(&mut self) -> Result<(), StoreError> {
-        if self.closing.len() >= MAX_CLOSING {
-            self.sync()?;
-        }
+        // Before there is a next one: else a loss of power could leave that, and a hole before it.
+        self.sync()?;
         let header = SegmentHeader {
             position: self.follower.end_position(),
             chain: self.follower.chain(),
@@ -261,7 +300,7 @@ impl<D: Disk> LogWriter<D> {
         let next = begin_segment(&self.disk, &header, false)?;
         let end = self.segment_end(false);
         let previous = std::mem::replace(&mut self.current, next);
-        self.closing.push((previous, end));
+        self.closing = Some((previous, end));
         self.names_unsynced = true;
         self.header = header;
         Ok(())
@@ -289,7 +328,7 @@ impl<D: Disk> LogWriter<D> {
             self.disk.sync_names().map_err(|error| StoreError::io("sync", self.disk.path(), error))?;
             self.names_unsynced = false;
         }
-        for (mut segment, end) in self.closing.drain(..) {
+        if let Some((mut segment, end)) = self.closing.take() {
             // Without its end, or with a part of it, a segment is as good: the next one goes
             // on from its last batch.
             let _ = segment.write(&end.encode()?);

@@ -241,20 +241,12 @@ fn a_writer_killed_at_any_step_leaves_a_log_that_goes_on() {
 }
 
 #[test]
-fn what_was_synced_survives_a_loss_of_power_at_any_step() {
-    at_every_step(Fault::PowerLost, 5, false, |plan, path, (_, synced, _)| {
-        let all = batches(&header(), BATCHES);
-        let (read, _) = read_log(path);
-        assert!(read.len() >= synced, "{plan:?}: {} of {synced}", read.len());
-        assert_eq!(read, all[..read.len()], "{plan:?}");
-    });
-}
-
-#[test]
-fn a_log_synced_at_each_batch_goes_on_after_a_loss_of_power_at_any_step() {
-    at_every_step(Fault::PowerLost, 5, true, |plan, path, (_, synced, _)| {
-        goes_on(plan, path, synced);
-    });
+fn what_was_synced_survives_a_loss_of_power_at_any_step_and_the_log_goes_on() {
+    for sync_each in [true, false] {
+        at_every_step(Fault::PowerLost, 5, sync_each, |plan, path, (_, synced, _)| {
+            goes_on(plan, path, synced);
+        });
+    }
 }
 
 /// Checks that at least the first `at_least` batches are there and that the log can be

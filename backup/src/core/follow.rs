@@ -283,7 +283,10 @@ impl Backup {
     fn refused(&mut self, refuse: Refuse, now_ns: u64) {
         self.events.push_back(BackupEvent::JoinRefused { text: refuse.text.clone() });
         match refuse.reason {
-            RefuseReason::WrongVm | RefuseReason::WrongIdentity | RefuseReason::Version => {
+            RefuseReason::WrongVm
+            | RefuseReason::WrongIdentity
+            | RefuseReason::Version
+            | RefuseReason::Durability => {
                 self.finish(Finish::Refused { text: refuse.text });
             }
             _ => {
@@ -363,7 +366,7 @@ impl Backup {
         self.clock.learn(batch.end.time_ns, now_ns);
         self.ack_due = true;
         if self.config.store {
-            self.store.push_back(batch.clone());
+            self.store.push_back(batch.clone().into());
         }
         self.commands.push_back(ToReplayer::Batch(batch));
     }

@@ -44,14 +44,15 @@ use link::detector::{Detector, DetectorConfig};
 use link::handshake::LocalFacts;
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, Life, MachineIdentity, Message, ModeChange, Moment,
-    PROTOCOL_VERSION, Position, ProtectionMode, SealedBatch, VersionRange,
+    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, Life, LogEntry, MachineIdentity, Message,
+    ModeChange, Moment, PROTOCOL_VERSION, Position, ProtectionMode, SealedBatch, VersionRange,
+    WholeIncrement,
 };
 use machine::PrimacyStart;
 use netbuf::{BufferLimits, OutputBuffer};
 
 use crate::replayer::{Divergence, Progress};
-use crate::worker::{ToReplayer, WholeIncrement};
+use crate::worker::ToReplayer;
 
 const MILLISECOND_NS: u64 = 1_000_000;
 
@@ -83,7 +84,7 @@ pub struct CoreConfig {
     pub unreplayed_max_bytes: u64,
     /// The replay is in step when it is behind by no more than this many batches.
     pub ready_lag_batches: u64,
-    /// Whether batches are handed to [`Backup::poll_store`].
+    /// Whether batches and increments are handed to [`Backup::poll_store`].
     pub store: bool,
     /// Only what [`Backup::handle_stored`] told of is acknowledged.
     pub durable: bool,
@@ -197,6 +198,18 @@ pub enum BackupEvent {
         /// What it did.
         text: String,
     },
+    /// The log's disk has no room: nothing is acknowledged until there is.
+    LogWaits {
+        /// What the disk says.
+        text: String,
+    },
+    /// The log's disk has no room, or fails: the log ends, and protection goes on without it.
+    LogEnded {
+        /// What the disk says.
+        text: String,
+    },
+    /// The log is written again.
+    LogGoesOn,
     /// Everything is done; see [`Backup::finished`].
     Finished,
 }
@@ -318,7 +331,7 @@ pub struct Backup {
     buffer: OutputBuffer,
     lane: Lane,
     commands: VecDeque<ToReplayer>,
-    store: VecDeque<SealedBatch>,
+    store: VecDeque<LogEntry>,
     events: VecDeque<BackupEvent>,
     finished: Option<Finish>,
 }
@@ -496,8 +509,8 @@ impl Backup {
         self.lane.poll(now_ns)
     }
 
-    /// The next batch for the log on this side's disk.
-    pub fn poll_store(&mut self) -> Option<SealedBatch> {
+    /// The next batch or increment for the log on this side's disk.
+    pub fn poll_store(&mut self) -> Option<LogEntry> {
         self.store.pop_front()
     }
 

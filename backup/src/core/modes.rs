@@ -5,11 +5,11 @@
 
 use log_format::{
     CheckpointHead, Digest, EncodedPart, IncrementEnd, IncrementStart, LoggedOutput, Message, ModeChange,
-    Ready,
+    Ready, WholeIncrement,
 };
 
 use super::{Backup, BackupEvent, Held};
-use crate::worker::{ToReplayer, WholeIncrement};
+use crate::worker::ToReplayer;
 
 impl Backup {
     /// The primary protects in another way from here on.
@@ -93,6 +93,9 @@ impl Backup {
             self.held = Some(Held { position, chain, outputs });
         }
         self.forget_log_to(position.sequence);
+        if self.config.store {
+            self.store.push_back(increment.clone().into());
+        }
         self.commands.push_back(ToReplayer::Increment(Box::new(increment)));
         self.ack_due = true;
         if self.ready_said {

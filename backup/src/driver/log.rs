@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use log_format::{CheckpointStart, SealedBatch};
-use store::{BackgroundLog, Durability, LogEnded, LogFolder, LogWriter, StoreError};
+use log_format::{CheckpointStart, LogEntry};
+use store::{BackgroundLog, Durability, LogEnded, LogFolder, LogHealth, LogWriter, StoreError};
 
 use crate::worker::ToReplayer;
 
@@ -75,17 +75,17 @@ impl Log {
         }
     }
 
-    /// Appends the next batch.
+    /// Appends the next batch or increment.
     ///
     /// # Errors
-    /// When an earlier one could not be written.
-    pub fn push(&self, batch: SealedBatch) -> Result<(), LogEnded> {
-        self.log.push(batch)
+    /// When an earlier one could not be written, and acknowledgements wait for it.
+    pub fn push(&self, entry: LogEntry) -> Result<(), LogEnded> {
+        self.log.push(entry)
     }
 
-    /// Why nothing is written at present, while that is so.
-    pub fn trouble(&self) -> Option<String> {
-        self.log.trouble()
+    /// How it is doing.
+    pub fn health(&self) -> LogHealth {
+        self.log.health()
     }
 
     /// Waits until all is written, and gives the log back.

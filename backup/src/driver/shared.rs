@@ -11,7 +11,7 @@ use link::clock::monotonic_ns;
 use link::transport::Sender;
 use log_format::{Output, Position};
 use netbuf::announce::AddressLearner;
-use store::{Durability, LogFolder, LogWriter, StoreError};
+use store::{Durability, LogFolder, LogHealth, LogWriter, StoreError};
 use tokio::sync::{Notify, mpsc as async_mpsc};
 
 use super::log::Log;
@@ -56,7 +56,8 @@ struct Inner {
     connection: Option<(ConnectionId, Sender)>,
     divergences: u64,
     dial_error: Option<String>,
-    log_trouble_told: bool,
+    /// What was said of the log.
+    log_told: LogHealth,
 }
 
 /// How long a goodbye may take to leave.
@@ -75,7 +76,7 @@ impl Shared {
             connection: None,
             divergences: 0,
             dial_error: None,
-            log_trouble_told: false,
+            log_told: LogHealth::Well,
         };
         let shared = Arc::new(Shared {
             inner: Mutex::new(inner),
@@ -201,14 +202,8 @@ impl Shared {
     /// What there is to show.
     pub fn status(&self) -> BackupStatus {
         let mut inner = self.lock();
-        let status = inner.status();
-        let known = std::mem::replace(&mut inner.log_trouble_told, status.log_trouble.is_some());
-        drop(inner);
-        match &status.log_trouble {
-            Some(trouble) if !known => tracing::error!("{trouble}; nothing is acknowledged until then"),
-            _ => {}
-        }
-        status
+        inner.watch_log();
+        inner.status()
     }
 
     fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
@@ -251,8 +246,8 @@ impl Inner {
                 let _ = to_replayer.send(Ordered { command, keep });
             }
         }
-        while let Some(batch) = self.backup.poll_store() {
-            if self.log.as_ref().is_some_and(|log| log.push(batch).is_err()) {
+        while let Some(entry) = self.backup.poll_store() {
+            if self.log.as_ref().is_some_and(|log| log.push(entry).is_err()) {
                 // The log's own error is given at the end.
                 self.backup.handle_operator(Operator::Stop);
             }
@@ -270,6 +265,31 @@ impl Inner {
             let _ = self.events.send((now_ns, event));
         }
         self.backup.poll_arbiter_request(now_ns)
+    }
+
+    /// Says what is news of the log on disk.
+    fn watch_log(&mut self) {
+        let Some(health) = self.log.as_ref().map(Log::health).filter(|health| *health != self.log_told)
+        else {
+            return;
+        };
+        let text = health.trouble().unwrap_or_default().to_owned();
+        let event = match &health {
+            LogHealth::Well => {
+                tracing::info!("the log is written again");
+                BackupEvent::LogGoesOn
+            }
+            LogHealth::Waits(_) => {
+                tracing::error!("{text}; nothing is acknowledged until there is room");
+                BackupEvent::LogWaits { text }
+            }
+            LogHealth::Ended(_) => {
+                tracing::error!("{text}; the log ends here, protection goes on without it");
+                BackupEvent::LogEnded { text }
+            }
+        };
+        self.log_told = health;
+        let _ = self.events.send((monotonic_ns(), event));
     }
 
     fn status(&self) -> BackupStatus {
@@ -290,7 +310,7 @@ impl Inner {
             held_outputs: backup.held_outputs() as u64,
             digests_diverged: self.divergences,
             mode: backup.mode().name().to_owned(),
-            log_trouble: self.log.as_ref().and_then(Log::trouble),
+            log_trouble: self.log_told.trouble().map(str::to_owned),
             last_dial_error: self.dial_error.clone(),
         }
     }

@@ -1,9 +1,9 @@
 //! Increments: from the state at one batch to the state at a later one, whole or not at all.
 
-use log_format::page_codec;
+use log_format::{WholeIncrement, page_codec};
 use machine::Machine;
 
-use super::{ReplayReport, ReplayWorker, Standing, State, ToReplayer, WholeIncrement};
+use super::{ReplayReport, ReplayWorker, Standing, State, ToReplayer};
 use crate::replayer::{Counted, Divergence, DivergenceKind, Replayer};
 
 impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
@@ -36,7 +36,10 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
 
 /// Puts an increment into place and verifies what came of it. Everything that can be wrong with
 /// it is seen before anything is changed; only its digest is compared at the end.
-fn apply<M: Machine>(replayer: &mut Replayer<M>, whole: &WholeIncrement) -> Result<(), Divergence> {
+pub(super) fn apply<M: Machine>(
+    replayer: &mut Replayer<M>,
+    whole: &WholeIncrement,
+) -> Result<(), Divergence> {
     let WholeIncrement { start, parts, end } = whole;
     let (sequence, stands_at) = (start.position.sequence, replayer.pushed_sequence());
     // It holds what was written since its base, and so since any later state.

@@ -74,6 +74,9 @@ pub fn segment_record(input: &Bytes) {
     let bytes = match &record {
         SegmentRecord::Header(header) => header.encode(),
         SegmentRecord::Batch(batch) => Ok(batch.bytes().clone()),
+        SegmentRecord::IncrementStart(start) => Message::IncrementHead((**start).clone()).encode(),
+        SegmentRecord::IncrementPart(part) => Message::IncrementPart(part.clone()).encode(),
+        SegmentRecord::IncrementEnd(end) => Message::IncrementEnd(*end).encode(),
         SegmentRecord::End(end) => end.encode(),
     };
     let bytes = bytes.expect("what was read can be written");

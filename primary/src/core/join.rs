@@ -217,6 +217,22 @@ impl Primary {
         }
     }
 
+    /// A backup whose acknowledgements do not wait for its disk is none, where output waits for the disks.
+    pub(super) fn refuse_memory(&mut self, id: ConnectionId, node: &str, now_ns: u64) {
+        let text = format!(
+            "found --durability memory at {node}, expected disk, as at the primary {}; start {node} with \
+             --durability disk --log-dir DIR",
+            self.config.node
+        );
+        self.events.push_back(PrimaryEvent::JoinRefused { node: node.to_owned(), text: text.clone() });
+        let refuse = Refuse { term: self.term(), reason: RefuseReason::Durability, text: text.clone() };
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.push(Message::Refuse(refuse));
+            connection.close();
+        }
+        self.lose_peer(node, &text, now_ns);
+    }
+
     /// What the backup holds, if the log can go on from there. What it was promised in another
     /// term need not hold in this one.
     fn resumable(&self, hello: &Hello) -> Option<Have> {

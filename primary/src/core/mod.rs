@@ -580,6 +580,9 @@ impl Primary {
             }
             Message::Ack(Ack { term, sequence, durable }) => {
                 peer.detector.alive(now_ns);
+                if self.config.durability == Durability::Disk && !durable {
+                    return self.refuse_memory(id, &node, now_ns);
+                }
                 peer.durable |= durable;
                 self.handle_held(&node, term, sequence, now_ns);
             }
@@ -623,7 +626,7 @@ impl Primary {
             return self.lose_peer(node, "it broke the protocol", now_ns);
         }
         if self.config.durability == Durability::Disk && !peer.durable {
-            // It is told nothing: it is alive, and holds what it holds in memory only.
+            // What it holds may be in its memory only: its first acknowledgement says where it is.
             return;
         }
         peer.note_acked(sequence, now_ns);

@@ -86,6 +86,18 @@ pub enum PrimaryEvent {
         /// Why.
         why: String,
     },
+    /// The log's disk has no room: nothing leaves until there is.
+    LogWaits {
+        /// What the disk says.
+        text: String,
+    },
+    /// The log's disk has no room, or fails: the log ends, and protection goes on without it.
+    LogEnded {
+        /// What the disk says.
+        text: String,
+    },
+    /// The log is written again.
+    LogGoesOn,
     /// The lease at the arbiter is not provably valid: output is held.
     LeaseLost,
     /// The lease is valid again.

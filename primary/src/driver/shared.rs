@@ -17,7 +17,7 @@ use link::transport::Sender;
 use log_format::{LoggedOutput, Output, Position};
 use netbuf::announce::AddressLearner;
 use netbuf::port::PortSender;
-use store::{BackgroundLog, Durability, LogWriter, StoreError};
+use store::{BackgroundLog, Durability, LogHealth, LogWriter, StoreError};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::DriverError;
@@ -66,7 +66,8 @@ struct Inner {
     crowded: bool,
     /// The log on disk must catch up first: look again soon.
     log_is_behind: bool,
-    log_trouble_told: bool,
+    /// What was said of the log.
+    log_told: LogHealth,
     failure: Option<DriverError>,
     /// The lease on this term, where the arbiter gives leases.
     guard: Option<Box<dyn Guard>>,
@@ -119,7 +120,7 @@ impl Shared {
             braked: false,
             crowded: false,
             log_is_behind: false,
-            log_trouble_told: false,
+            log_told: LogHealth::Well,
             failure: None,
             guard: None,
             lease_told_ns: None,
@@ -266,14 +267,8 @@ impl Shared {
     /// What there is to show.
     pub fn status(&self) -> PrimaryStatus {
         let mut inner = self.lock();
-        let status = inner.status();
-        let known = std::mem::replace(&mut inner.log_trouble_told, status.log_trouble.is_some());
-        drop(inner);
-        match &status.log_trouble {
-            Some(trouble) if !known => tracing::error!("{trouble}; no output leaves until then"),
-            _ => {}
-        }
-        status
+        inner.watch_log();
+        inner.status()
     }
 
     fn ask_arbiter(self: &Arc<Self>, step: ArbiterStep) {
@@ -389,6 +384,32 @@ impl Inner {
         self.primary.poll_timeout().into_iter().chain(retry_ns).chain(log_ns).min().unwrap_or(u64::MAX)
     }
 
+    /// Says what is news of the log on disk.
+    fn watch_log(&mut self) {
+        let Some(health) =
+            self.log.as_ref().map(BackgroundLog::health).filter(|health| *health != self.log_told)
+        else {
+            return;
+        };
+        let text = health.trouble().unwrap_or_default().to_owned();
+        let event = match &health {
+            LogHealth::Well => {
+                tracing::info!("the log is written again");
+                PrimaryEvent::LogGoesOn
+            }
+            LogHealth::Waits(_) => {
+                tracing::error!("{text}; no output leaves until there is room");
+                PrimaryEvent::LogWaits { text }
+            }
+            LogHealth::Ended(_) => {
+                tracing::error!("{text}; the log ends here, protection goes on without it");
+                PrimaryEvent::LogEnded { text }
+            }
+        };
+        self.log_told = health;
+        let _ = self.events.send((monotonic_ns(), event));
+    }
+
     fn status(&self) -> PrimaryStatus {
         let primary = &self.primary;
         let (position, _) = primary.position();
@@ -422,7 +443,7 @@ impl Inner {
             increment_bytes: increments.packed_bytes,
             sent_bytes: self.sent_bytes(),
             log_waiting_bytes: self.log.as_ref().map(BackgroundLog::waiting_bytes),
-            log_trouble: self.log.as_ref().and_then(BackgroundLog::trouble),
+            log_trouble: self.log_told.trouble().map(str::to_owned),
             backup: backups.first().cloned(),
             backups,
         }

@@ -74,13 +74,7 @@ impl Protection {
                 "--durability disk needs a folder for the log on this node's disk; name one with --log-dir"
             );
         }
-        match self.mode {
-            ModeChoice::Fixed(ProtectionMode::Replay | ProtectionMode::Hybrid) => Ok(()),
-            ModeChoice::Fixed(ProtectionMode::Checkpoint) | ModeChoice::Auto => bail!(
-                "--durability disk keeps the log on the backups, to which mode checkpoint ships none; \
-                 choose --mode replay or hybrid"
-            ),
-        }
+        Ok(())
     }
 }
 
@@ -187,10 +181,6 @@ mod tests {
         ] {
             let error = parse(text, false).unwrap_err().to_string();
             assert!(error.contains(said), "{text}: {error}");
-        }
-        for mode in ["checkpoint", "auto"] {
-            let text = format!("[protection]\nmode = {mode:?}\ndurability = \"disk\"");
-            assert!(parse(&text, true).unwrap_err().to_string().contains("--mode replay or hybrid"));
         }
     }
 }

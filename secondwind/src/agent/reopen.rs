@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use backup::{Counted, Replayer};
-use log_format::{Life, LoggedOutput, Position};
+use backup::{Counted, Divergence, LogReplay, Replayer};
+use log_format::{Life, Position};
 use machine::{Handover, Machine, PrimacyStart, RiscvMachine};
-use store::{LogOptions, LogReader, LogWriter};
+use store::{LogFolder, LogOptions, LogReader, LogWriter};
 
 use crate::recording;
 
@@ -32,38 +32,36 @@ pub struct Reopened {
 pub fn reopen(folder: &Path, mut machine: RiscvMachine, mut progress: impl FnMut(u64)) -> Result<Reopened> {
     let written_unix_ns = last_write_unix_ns(folder)?;
     // What is torn was never durable: it is cut off.
-    let (log, _) = LogWriter::resume(folder, LogOptions::default())?;
-    let reader = LogReader::open(folder)?;
+    let (log, resumed) = LogWriter::resume(folder, LogOptions::default())?;
+    let mut reader = LogReader::open(folder)?;
     if machine.identity() != reader.header().identity {
         bail!(
             "the log in {} is of another machine; start with the options it had, or choose another --log-dir",
             folder.display()
         );
     }
-    let mut unreleased = Unreleased::default();
-    let mut replayer = match reader.header().log_start {
-        0 => {
+    let mut replay = match LogFolder::start_path(folder).exists() {
+        false => {
             machine.revert_disks();
-            Replayer::new(machine, 0, Counted::default())
+            LogReplay::new(Replayer::new(machine, 0, Counted::default()), None, resumed.increments)
         }
-        _ => {
-            let (replayer, start) = recording::after_start(folder, machine, reader.header())?;
-            unreleased = Unreleased { outputs: start.held, released_before: start.released_outputs };
-            replayer
+        true => {
+            let (replayer, start) = recording::after_start(folder, machine)?;
+            LogReplay::new(replayer, Some(&start), resumed.increments)
         }
     };
     let mut told = Instant::now();
-    for batch in reader {
-        let batch = batch?;
-        replayer.push_batch(&batch);
-        catch_up(&mut replayer, &mut unreleased)?;
-        unreleased.drop_before(batch.released_outputs);
+    while let Some(entry) = reader.next_entry() {
+        replay.push(entry?).map_err(differs)?;
+        while !replay.step(TURN_INSTRUCTIONS).map_err(differs)?.caught_up {}
         if told.elapsed() >= PROGRESS_INTERVAL {
             told = Instant::now();
-            progress(batch.sequence);
+            progress(replay.sequence());
         }
     }
-    let counted = replayer.replayed();
+    let counted = replay.replayed();
+    let (reissue, outputs_released) = replay.unreleased();
+    let (reissue, replayer) = (reissue.to_vec(), replay.into_replayer());
     let moment = replayer.moment();
     let end = log.end_position();
     let away_ns = crate::vm::unix_ns().saturating_sub(written_unix_ns);
@@ -74,41 +72,19 @@ pub fn reopen(folder: &Path, mut machine: RiscvMachine, mut progress: impl FnMut
         chain: log.chain(),
         events_before: counted.events,
         outputs_logged: counted.outputs,
-        outputs_released: unreleased.released_before,
-        reissue: unreleased.outputs,
+        outputs_released,
+        reissue,
         clock_offset_ns: Some(i64::try_from(offset_ns).unwrap_or(i64::MAX)),
         life: Life::UNKNOWN,
     };
     Ok(Reopened { handover: Handover { machine: replayer.into_machine(), start }, log })
 }
 
-/// Outputs that may not have been released.
-#[derive(Default)]
-struct Unreleased {
-    outputs: Vec<LoggedOutput>,
-    released_before: u64,
-}
-
-impl Unreleased {
-    fn drop_before(&mut self, released: u64) {
-        self.released_before = self.released_before.max(released);
-        self.outputs.retain(|output| output.ordinal >= self.released_before);
-    }
-}
-
-fn catch_up(replayer: &mut Replayer<RiscvMachine>, unreleased: &mut Unreleased) -> Result<()> {
-    loop {
-        let stepped = replayer.step(TURN_INSTRUCTIONS);
-        unreleased.outputs.extend(replayer.take_outputs());
-        match stepped {
-            Ok(progress) if progress.caught_up => return Ok(()),
-            Ok(_) => {}
-            Err(divergence) => bail!(
-                "the machine does not do what its log says ({divergence}); keep the log for a report, and \
-                 start with another --log-dir"
-            ),
-        }
-    }
+fn differs(divergence: Divergence) -> anyhow::Error {
+    anyhow::anyhow!(
+        "the machine does not do what its log says ({divergence}); keep the log for a report, and start \
+         with another --log-dir"
+    )
 }
 
 /// When the log was last written to, by the host's wall clock.

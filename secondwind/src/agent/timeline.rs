@@ -89,6 +89,9 @@ pub fn of_primary(event: &PrimaryEvent) -> (&'static str, Value) {
         PrimaryEvent::ModeChanged { mode, why } => {
             ("mode-changed", json!({ "mode": mode.name(), "why": why }))
         }
+        PrimaryEvent::LogWaits { text } => ("log-waits", json!({ "why": text })),
+        PrimaryEvent::LogEnded { text } => ("log-ended", json!({ "why": text })),
+        PrimaryEvent::LogGoesOn => ("log-goes-on", json!({})),
         PrimaryEvent::LeaseLost => ("lease-lost", json!({})),
         PrimaryEvent::LeaseHeld => ("lease-held", json!({})),
         PrimaryEvent::SwitchoverFailed { text } => ("switchover-failed", json!({ "why": text })),
@@ -118,6 +121,9 @@ pub fn of_backup(event: &BackupEvent) -> (&'static str, Value) {
         BackupEvent::Live { reissued } => ("took-over", json!({ "reissued": reissued })),
         BackupEvent::Diverged(divergence) => ("diverged", json!({ "what": divergence.to_string() })),
         BackupEvent::ProtocolError { text } => ("protocol-error", json!({ "why": text })),
+        BackupEvent::LogWaits { text } => ("log-waits", json!({ "why": text })),
+        BackupEvent::LogEnded { text } => ("log-ended", json!({ "why": text })),
+        BackupEvent::LogGoesOn => ("log-goes-on", json!({})),
         BackupEvent::Finished => ("finished", json!({})),
     }
 }

@@ -35,6 +35,14 @@ pub fn segment(bytes: &[u8]) -> u64 {
                     assert_eq!(follower.end_position(), was_at);
                 }
             }
+            (SegmentRecord::IncrementStart(start), Some(follower)) => {
+                let was_at = follower.end_position();
+                match follower.accept_increment(&start) {
+                    Ok(true) => assert_eq!(follower.end_position(), start.position),
+                    Ok(false) | Err(_) => assert_eq!(follower.end_position(), was_at),
+                }
+            }
+            (SegmentRecord::IncrementPart(_) | SegmentRecord::IncrementEnd(_), Some(_)) => {}
             (SegmentRecord::End(end), Some(follower)) => {
                 let ends = follower.accept_end(&end, batches).is_ok();
                 assert!(!ends || end.batches == batches);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use log_format::{ChainHash, MachineIdentity, Position, SealedBatch, SegmentHeader};
+use log_format::{ChainHash, LogEntry, MachineIdentity, Position, SegmentHeader};
 use store::{LogOptions, LogReader, LogWriter, StoreError};
 
 use super::disk::{DiskHandle, DiskHealth, SimDisk};
@@ -33,8 +33,10 @@ struct Life {
     directory: PathBuf,
     writer: Option<LogWriter<SimDisk>>,
     identity: MachineIdentity,
-    waiting: VecDeque<SealedBatch>,
-    /// What was handed to the writer: the chain hash after each batch. A write that fails may
+    /// Batches before it.
+    begins_after: u64,
+    waiting: VecDeque<LogEntry>,
+    /// What was handed to the writer: the chain hash after each entry. A write that fails may
     /// have been done wholly.
     tried: BTreeMap<u64, ChainHash>,
     /// The last batch whose write succeeded.
@@ -72,6 +74,7 @@ impl HostLog {
             directory: self.root.join(self.lives.to_string()),
             writer: None,
             identity,
+            begins_after: sequence,
             waiting: VecDeque::new(),
             tried: BTreeMap::new(),
             appended: sequence,
@@ -83,10 +86,10 @@ impl HostLog {
         });
     }
 
-    /// The core has a batch for the log.
-    pub fn push(&mut self, batch: SealedBatch) {
+    /// The core has a batch or an increment for the log.
+    pub fn push(&mut self, entry: impl Into<LogEntry>) {
         if let Some(life) = &mut self.life {
-            life.waiting.push_back(batch);
+            life.waiting.push_back(entry.into());
         }
     }
 
@@ -103,9 +106,14 @@ impl HostLog {
             Err(StoreError::NotNext(_)) => {
                 let (identity, waiting) = (life.identity.clone(), std::mem::take(&mut life.waiting));
                 self.end(false)?;
-                let before = waiting.front().map_or((0, 0), |next| (next.sequence - 1, next.first_output));
+                let before = match waiting.front() {
+                    None => (0, 0),
+                    Some(LogEntry::Batch(next)) => (next.sequence - 1, next.first_output),
+                    // It covers at least these.
+                    Some(LogEntry::Increment(next)) => (next.start.base, 0),
+                };
                 self.begin(identity, before);
-                waiting.into_iter().for_each(|batch| self.push(batch));
+                waiting.into_iter().for_each(|entry| self.push(entry));
                 self.turn()
             }
             Err(_) => {
@@ -129,13 +137,14 @@ impl HostLog {
     ///
     /// # Errors
     /// What is wrong with the log then.
-    pub fn end_and_read(&mut self) -> Result<Vec<SealedBatch>, String> {
+    pub fn end_and_read(&mut self) -> Result<Vec<LogEntry>, String> {
         let Some(life) = &self.life else { return Ok(Vec::new()) };
         let directory = life.directory.clone();
         let lost = self.disk.lose_power(&directory);
         lost.map_err(|error| format!("the simulated disk itself: {error}"))?;
         // What is torn at its end was not durable.
-        let read = LogReader::open(&directory).map(|reader| reader.map_while(Result::ok).collect());
+        let read = LogReader::open(&directory)
+            .map(|mut reader| std::iter::from_fn(|| reader.next_entry()).map_while(Result::ok).collect());
         self.end(true)?;
         Ok(read.unwrap_or_default())
     }
@@ -184,8 +193,8 @@ impl HostLog {
 /// How a log was found when its process had ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogEnd {
-    /// Batches that were there.
-    pub batches: u64,
+    /// Batches and increments that were there.
+    pub entries: u64,
     /// Its last record was torn.
     pub torn: bool,
     /// The damage that was found in it.
@@ -199,17 +208,28 @@ impl Life {
         }
         let Some(first) = self.waiting.front() else { return Ok(()) };
         if self.writer.is_none() {
-            self.writer = Some(create(disk, &self.directory, header_before(first, &self.identity))?);
+            let header = header_before(first, self.begins_after, &self.identity);
+            self.writer = Some(create(disk, &self.directory, header)?);
         }
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        while let Some(batch) = self.waiting.front() {
-            let (sequence, chain) = (batch.sequence, batch.chain());
-            if sequence == writer.end_position().sequence + 1 {
+        while let Some(entry) = self.waiting.front() {
+            let (sequence, chain, outputs) = match entry {
+                LogEntry::Batch(batch) => (batch.sequence, batch.chain(), batch.outputs_after()),
+                LogEntry::Increment(whole) => {
+                    (whole.sequence(), whole.start.chain, whole.start.head.outputs_before)
+                }
+            };
+            let here = writer.end_position().sequence;
+            let may_follow = match entry {
+                LogEntry::Batch(_) => sequence == here + 1,
+                LogEntry::Increment(whole) => whole.start.base <= here,
+            };
+            if may_follow {
                 self.tried.insert(sequence, chain);
             }
-            writer.append(batch)?;
-            self.appended = sequence;
-            self.appended_outputs = batch.outputs_after();
+            writer.append_entry(entry)?;
+            self.appended = self.appended.max(sequence);
+            self.appended_outputs = self.appended_outputs.max(outputs);
             self.waiting.pop_front();
         }
         writer.sync()?;
@@ -221,15 +241,18 @@ impl Life {
     /// there, nothing else than what was written, and damage is found.
     fn check(&self, power_lost: bool) -> Result<LogEnd, String> {
         let mut end = LogEnd::default();
+        let mut read_to = self.begins_after;
         let error = match LogReader::open(&self.directory) {
-            Ok(reader) => self.check_batches(reader, &mut end)?,
+            Ok(mut reader) => {
+                let error = self.check_entries(&mut reader, &mut end)?;
+                read_to = read_to.max(reader.end_position().sequence);
+                error
+            }
             Err(error) => Some(error),
         };
         end.torn = error.as_ref().is_some_and(StoreError::is_torn_tail);
         end.damaged = error.is_some() && !end.torn;
         let last = self.appended;
-        let first = self.tried.keys().next().copied().unwrap_or(last + 1);
-        let read_to = first + end.batches - 1;
         let promised = if power_lost { self.synced } else { last };
         if read_to < promised && !(self.rotten && error.is_some()) {
             return Err(format!(
@@ -242,15 +265,17 @@ impl Life {
         Ok(end)
     }
 
-    fn check_batches(&self, reader: LogReader, end: &mut LogEnd) -> Result<Option<StoreError>, String> {
-        for batch in reader {
-            match batch {
-                Ok(batch) if self.tried.get(&batch.sequence) == Some(&batch.chain()) => end.batches += 1,
-                Ok(batch) => {
-                    return Err(format!("law 5: batch {} was read, and never written so", batch.sequence));
-                }
+    fn check_entries(&self, reader: &mut LogReader, end: &mut LogEnd) -> Result<Option<StoreError>, String> {
+        while let Some(entry) = reader.next_entry() {
+            let (sequence, chain) = match entry {
+                Ok(LogEntry::Batch(batch)) => (batch.sequence, batch.chain()),
+                Ok(LogEntry::Increment(whole)) => (whole.sequence(), whole.start.chain),
                 Err(error) => return Ok(Some(error)),
+            };
+            if self.tried.get(&sequence) != Some(&chain) {
+                return Err(format!("law 5: batch {sequence} was read, and never written so"));
             }
+            end.entries += 1;
         }
         Ok(None)
     }
@@ -266,10 +291,13 @@ fn create(
     LogWriter::create_on(disk.open(directory).map_err(error)?, header, OPTIONS)
 }
 
-/// The header of a log that begins with this batch.
-fn header_before(first: &SealedBatch, identity: &MachineIdentity) -> SegmentHeader {
-    let sequence = first.sequence - 1;
-    let at_boot = SegmentHeader::at_boot("toy".to_owned(), identity.clone(), first.term, Bytes::new());
+/// The header of a log that begins with this entry, after so many batches.
+fn header_before(first: &LogEntry, begins_after: u64, identity: &MachineIdentity) -> SegmentHeader {
+    let (sequence, term, chain) = match first {
+        LogEntry::Batch(batch) => (batch.sequence - 1, batch.term, batch.previous()),
+        LogEntry::Increment(whole) => (begins_after, whole.start.position.term, ChainHash::NONE),
+    };
+    let at_boot = SegmentHeader::at_boot("toy".to_owned(), identity.clone(), term, Bytes::new());
     let position = Position { sequence, ..at_boot.position };
-    SegmentHeader { position, chain: first.previous(), log_start: sequence, ..at_boot }
+    SegmentHeader { position, chain, log_start: sequence, ..at_boot }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backup::{Backup, FromReplayer, ReplayWorker, ToReplayer};
 use link::arbitration::Record;
-use log_format::{Event, Life, SealedBatch};
+use log_format::{Event, Life, LogEntry};
 use machine::PrimacyStart;
 use primary::{FromMachine, MachineRequest, Primary, Recorder, RecorderConfig, Vcpu};
 
@@ -99,7 +99,7 @@ pub struct Node {
     /// The machine before its log, on its disk, where output waits for the disks.
     pub base: Option<Base>,
     /// What its disk held when its power failed.
-    pub durable: Option<(Base, Vec<SealedBatch>)>,
+    pub durable: Option<(Base, Vec<LogEntry>)>,
     /// The arbiter keeps its lease until then (virtual time).
     pub lease_until_ns: u64,
     /// The set of backups that the arbiter was asked for, and has not answered.

@@ -45,11 +45,7 @@ impl Shape {
             backups_max: random.between(1, hosts as u64 - 1) as usize,
             release: *random.pick(&[Release::All, Release::Quorum, Release::Any]),
             policy: if waits { OnBackupLoss::Pause } else { OnBackupLoss::Continue },
-            // What a disk holds is the log: increments are not kept there.
-            mode: match durable {
-                true => ModeChoice::Fixed(ProtectionMode::Replay),
-                false => draw_mode(random),
-            },
+            mode: draw_mode(random),
             trigger: *random.pick(&[Trigger::Clock, Trigger::Output]),
             durable,
             logs: durable || plan.needs_logs() || random.chance(50),

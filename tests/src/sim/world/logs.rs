@@ -22,21 +22,21 @@ impl World {
     }
 
     /// Appends and syncs at once, whatever the disk is like: before a primacy begins.
-    pub(super) fn write_log_now(&mut self, node: usize, batches: Vec<SealedBatch>) {
+    pub(super) fn write_log_now(&mut self, node: usize, entries: Vec<LogEntry>) {
         self.nodes[node].log_busy = false;
         let Some(log) = &mut self.nodes[node].log else { return };
         log.recover();
-        batches.into_iter().for_each(|batch| log.push(batch));
+        entries.into_iter().for_each(|entry| log.push(entry));
         if let Err(text) = log.turn() {
             self.log_is_wrong(node, &text);
         }
     }
 
-    /// The core has batches for the log.
-    pub(super) fn store(&mut self, node: usize, batches: Vec<SealedBatch>) {
-        let Some(log) = self.nodes[node].log.as_mut().filter(|_| !batches.is_empty()) else { return };
-        let last = batches.last().map(|batch| batch.sequence);
-        batches.into_iter().for_each(|batch| log.push(batch));
+    /// The core has batches and increments for the log.
+    pub(super) fn store(&mut self, node: usize, entries: Vec<LogEntry>) {
+        let Some(log) = self.nodes[node].log.as_mut().filter(|_| !entries.is_empty()) else { return };
+        let last = entries.last().map(LogEntry::sequence);
+        entries.into_iter().for_each(|entry| log.push(entry));
         if let Some(sequence) = last.filter(|_| self.options.mutation == Some(Mutation::CallDurable)) {
             self.log_synced(node, sequence);
         }
@@ -102,7 +102,7 @@ impl World {
         match log.end(power_lost) {
             Ok(end) => {
                 for (what, happened) in [
-                    ("log read again", end.batches > 0),
+                    ("log read again", end.entries > 0),
                     ("log torn", end.torn),
                     ("log damage found", end.damaged),
                 ] {

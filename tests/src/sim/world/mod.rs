@@ -17,7 +17,7 @@ use backup::{BackupEvent, Finish as BackupFinish, ReplayReport};
 use bytes::Bytes;
 use link::arbiter::{Arbiter, ArbiterError, CasOutcome, MemoryArbiter};
 use link::arbitration::{ArbitrationError, Authority, Decision, Record, Step, arbitrate, decide};
-use log_format::{Event, JoinPlan, Life, LoggedOutput, MachineIdentity, Message, Output, SealedBatch};
+use log_format::{Event, JoinPlan, Life, LogEntry, LoggedOutput, MachineIdentity, Message, Output};
 use machine::{Machine, PrimacyStart};
 use primary::{Durability, Finish as PrimaryFinish, FromMachine, PrimaryEvent, Step as VcpuStep};
 

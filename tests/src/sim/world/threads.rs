@@ -237,7 +237,7 @@ impl World {
             }
         }
         closes.extend(std::iter::from_fn(|| live.core.poll_close()));
-        let batches: Vec<_> = std::iter::from_fn(|| live.core.poll_store()).collect();
+        let batches: Vec<_> = std::iter::from_fn(|| live.core.poll_store()).map(LogEntry::from).collect();
         let requests: Vec<_> = std::iter::from_fn(|| live.core.poll_machine_request()).collect();
         let step = live.core.poll_arbiter_request(clock_ns);
         let events: Vec<_> = std::iter::from_fn(|| live.core.poll_event()).collect();
@@ -269,7 +269,7 @@ impl World {
         let commands: Vec<_> = std::iter::from_fn(|| core.poll_replayer()).collect();
         let sends: Vec<_> = std::iter::from_fn(|| core.poll_transmit()).collect();
         let closes: Vec<_> = std::iter::from_fn(|| core.poll_close()).collect();
-        let batches: Vec<_> = std::iter::from_fn(|| core.poll_store()).collect();
+        let entries: Vec<_> = std::iter::from_fn(|| core.poll_store()).collect();
         let dial = core.poll_dial(clock_ns);
         let step = core.poll_arbiter_request(clock_ns);
         let events: Vec<_> = std::iter::from_fn(|| core.poll_event()).collect();
@@ -281,7 +281,7 @@ impl World {
             }
             self.hop(node, Hop::ToReplayer(command));
         }
-        self.store(node, batches);
+        self.store(node, entries);
         sends.into_iter().for_each(|(id, message)| self.send(node, id.0, &message));
         closes.into_iter().for_each(|id| self.close_link(node, id.0));
         if dial {

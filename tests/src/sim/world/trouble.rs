@@ -276,7 +276,7 @@ impl World {
 
     fn operator_changes_mode(&mut self) -> bool {
         let choice = draw_mode(&mut self.random);
-        !self.shape.durable && self.operator_says(primary::Operator::SetMode(choice))
+        self.operator_says(primary::Operator::SetMode(choice))
     }
 
     pub(super) fn heal_all(&mut self) {
