@@ -88,8 +88,10 @@ impl World {
         if !leads || claimed || self.is_ending(holder) {
             return None;
         }
-        let mut heirs: Vec<usize> =
-            (0..self.nodes.len()).filter(|node| self.may_reclaim(*node, &record)).collect();
+        // A set of backups that is asked for may be the record's by the time that one starts again.
+        let is_certain = self.nodes[holder].asked_set.is_none();
+        let may_reclaim = |node: &usize| is_certain && self.may_reclaim(*node, &record);
+        let mut heirs: Vec<usize> = (0..self.nodes.len()).filter(may_reclaim).collect();
         heirs.push(holder);
         heirs.retain(|node| {
             let host = &self.nodes[*node];
