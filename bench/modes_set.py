@@ -132,18 +132,31 @@ def slow_down(bench):
 
 
 def log_ratio(bench):
-    """Bytes of log for each byte of frames that the guest got, under load."""
-    recording, port = bench.folder("log"), free_port()
-    command = ["record", recording, "--kernel", PROJECT / "guest/ledger/ledger.elf", "--memory", "64M"]
-    with Running(bench.secondwind(*command, "--forward", f"{port}:{LEDGER_PORT}")) as program:
-        program.wait_for("LEDGER ready", RUN_LIMIT_S)
-        bench.say(f"{LOAD_CONNECTIONS} clients for {LOAD_S} s")
+    """Bytes of a pair's log, as it is shipped, for each byte of frames that the guest got, under load."""
+    log, port, listen = bench.folder("log"), free_port(), f"127.0.0.1:{free_port()}"
+    common = ["--guest", "ledger", "--memory", "64M", "--insecure", "--name", log.parent.name]
+    common += ["--arbiter", f"lock:{log.parent / 'record'}"]
+    first = ["primary", *common, "--node", "a", "--forward", f"{port}:{LEDGER_PORT}", "--listen", listen]
+    first += ["--log-dir", log, "--control", log.parent / "a"]
+    second = ["backup", *common, "--node", "b", "--net", "none", "--primary", listen, "--listen", "127.0.0.1:0"]
+    with Running(bench.secondwind(*first)) as primary, Running(bench.secondwind(*second, "--control", log.parent / "b")):
+        primary.wait_for("LEDGER ready", RUN_LIMIT_S)
+        wait_until_protected(bench, log.parent / "a")
+        bench.say(f"{LOAD_CONNECTIONS} clients of a pair for {LOAD_S} s")
         answered = load(port)
-        program.interrupt()
-    stat = json_of(bench.secondwind("log", "stat", recording, "--json"))
+        primary.interrupt()
+    stat = json_of(bench.secondwind("log", "stat", log, "--json"))
     came = stat["events"]["network_in_bytes"]
     note = f"{stat['bytes']} bytes of log, {came} bytes of {stat['events']['network_in']} frames, {answered} requests"
     return {"log-ratio": Outcome(stat["bytes"] / came, note=note)}
+
+
+def wait_until_protected(bench, control):
+    ends = time.monotonic() + RUN_LIMIT_S
+    while not json_of(bench.secondwind("status", "--control", control, "--json"))[0].get("protected"):
+        if time.monotonic() > ends:
+            raise BenchError("the pair does not come into step")
+        time.sleep(0.1)
 
 
 def load(port):
