@@ -21,19 +21,21 @@
 //! Commands are obeyed in order: what comes after a [`ToReplayer::Stand`] waits until the machine
 //! stands, and what comes while a checkpoint is restored waits for its end.
 
+mod hashing;
 mod increment;
 pub mod reopen;
 
 use std::collections::VecDeque;
 
 use log_format::{
-    CheckpointPart, CheckpointStart, Digest, DiskHashes, Donor, LoggedOutput, Moment, Offer, OfferedBlock,
-    SealedBatch, Want, WholeIncrement,
+    CheckpointPart, CheckpointStart, Digest, DiskHashes, Donor, LoggedOutput, Moment, Offer, SealedBatch,
+    Want, WholeIncrement,
 };
 use machine::{Kept, Machine};
 
 use crate::replayer::{Counted, Divergence, Progress, Replayer};
 use crate::resync::Mentioned;
+use hashing::Hashing;
 
 /// What the core wants of the replay thread, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,9 +146,6 @@ pub enum ReplayReport {
     },
 }
 
-/// Hashes of blocks in one message: 200 kB.
-const HASHES_AT_ONCE: usize = 8192;
-
 /// A machine that follows, however it came to be.
 ///
 /// # Order of calls
@@ -163,6 +162,8 @@ pub struct ReplayWorker<M, F> {
     is_donating: bool,
     /// Commands that wait for their turn.
     queue: VecDeque<ToReplayer>,
+    /// The disks are being hashed, as they were at a place that is past.
+    hashing: Option<Hashing>,
     /// To stand at the end of this batch, which is not reached yet.
     stand_at: Option<u64>,
     finishing: bool,
@@ -205,6 +206,7 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
             spare: None,
             is_donating: false,
             queue: VecDeque::new(),
+            hashing: None,
             stand_at: None,
             finishing: false,
             told: VecDeque::new(),
@@ -272,7 +274,7 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
                 (ToReplayer::Mark(moment), State::Following(replayer)) => replayer.push_mark(moment),
                 (ToReplayer::Mark(moment), State::Standing(standing)) => standing.mark = Some(moment),
                 (ToReplayer::Stand { sequence }, _) => self.stand_later(sequence),
-                (ToReplayer::HashDisks { check }, _) => self.hash_disks(check),
+                (ToReplayer::HashDisks { check }, _) => self.begin_hashing(check),
                 (ToReplayer::Follow, _) => self.follow(),
                 (ToReplayer::Finish, _) => {
                     self.follow();
@@ -319,9 +321,14 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
         }
     }
 
-    /// Replays about `budget` instructions, or puts an increment into place. Whether there is
-    /// more to do.
+    /// Replays about `budget` instructions, or puts an increment into place, and hashes some of the
+    /// disks if that was asked for. Whether there is more to do.
     pub fn turn(&mut self, budget: u64) -> bool {
+        let more = self.go_on(budget);
+        self.hash_some() || more
+    }
+
+    fn go_on(&mut self, budget: u64) -> bool {
         if matches!(self.queue.front(), Some(ToReplayer::Increment(_)))
             && matches!(self.state, State::Standing(_))
         {
@@ -367,27 +374,6 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
         }
     }
 
-    /// Hashes all that was written to the disks, anew and from the disks.
-    fn hash_disks(&mut self, check: u64) {
-        let State::Standing(Standing { replayer, .. }) = &mut self.state else { return };
-        let mut told = Vec::new();
-        for disk in 0..=u8::MAX {
-            let machine = replayer.machine_mut();
-            let mut from = 0;
-            while let Some(written) = machine.written_blocks(disk, from, HASHES_AT_ONCE) {
-                let Some(last) = written.last() else { break };
-                from = last + 1;
-                let hashed = written.iter().filter_map(|index| {
-                    let hash = machine.hash_block(disk, *index)?;
-                    Some(OfferedBlock { disk, index: *index, hash })
-                });
-                told.push(DiskHashes { check, blocks: hashed.collect(), ..DiskHashes::default() });
-            }
-        }
-        told.push(DiskHashes { check, is_last: true, ..DiskHashes::default() });
-        told.into_iter().for_each(|hashes| self.tell(ReplayReport::DiskHashes(hashes)));
-    }
-
     /// The machine stands where it is, at the end of this batch.
     fn stand(&mut self, sequence: u64) {
         match std::mem::replace(&mut self.state, State::Empty) {
@@ -407,6 +393,7 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
 
     /// Gives up a machine that is not what it should be; it is kept for diagnosis.
     fn diverge(&mut self, divergence: Divergence) {
+        self.end_hashing();
         self.queue.clear();
         self.stand_at = None;
         self.tell(ReplayReport::Diverged(divergence));
@@ -452,7 +439,8 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
     }
 
     /// Gives the machine away, to go live.
-    pub fn into_machine(self) -> Option<M> {
+    pub fn into_machine(mut self) -> Option<M> {
+        self.end_hashing();
         match self.state {
             State::Following(replayer) => Some(replayer.into_machine()),
             _ => None,
@@ -471,6 +459,7 @@ impl<M: Machine, F: FnMut() -> M> ReplayWorker<M, F> {
 
     /// Keeps the machine that there is, as a spare.
     fn set_aside(&mut self) {
+        self.end_hashing();
         let machine = match std::mem::replace(&mut self.state, State::Empty) {
             State::Following(replayer) | State::Standing(Standing { replayer, .. }) => {
                 replayer.into_machine()

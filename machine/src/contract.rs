@@ -50,8 +50,8 @@ pub trait Machine: Send {
     /// what it holds and what beginning it costs. Begins anew if one of this extent was under
     /// way.
     ///
-    /// A [`CheckpointExtent::Full`] and a [`CheckpointExtent::Increment`] may be under way at
-    /// once; neither changes the other.
+    /// A [`CheckpointExtent::Full`], a [`CheckpointExtent::Increment`] and a
+    /// [`CheckpointExtent::Disks`] may be under way at once; none changes another.
     fn begin_checkpoint(&mut self, extent: CheckpointExtent) -> BegunCheckpoint;
 
     /// Takes up to `limit` (not 0) parts of the checkpoint of this extent: first pages, then
@@ -118,6 +118,7 @@ pub trait Machine: Send {
         self.restore_update(head)?;
         self.cancel_checkpoint(CheckpointExtent::Full);
         self.cancel_checkpoint(CheckpointExtent::Increment);
+        self.cancel_checkpoint(CheckpointExtent::Disks);
         Ok(())
     }
 
@@ -129,13 +130,6 @@ pub trait Machine: Send {
     /// [`content_hash`] of a block that was written to; `None` for any other.
     fn hash_block(&mut self, disk: u8, index: u64) -> Option<Digest> {
         let _ = (disk, index);
-        None
-    }
-
-    /// Up to `limit` blocks of a disk that were written to, ascending, from `index` on; `None`
-    /// where there is no such disk.
-    fn written_blocks(&mut self, disk: u8, index: u64, limit: usize) -> Option<Vec<u64>> {
-        let _ = (disk, index, limit);
         None
     }
 
@@ -186,6 +180,9 @@ pub enum CheckpointExtent {
     /// gives it at the end. Beginning it costs a look at a bit per page and a note for each page
     /// it holds; hashing and copying come as they are taken.
     Increment,
+    /// No pages: the blocks that were ever written to, to compare them with another side's. Neither
+    /// ends nor begins an epoch. Its head has no digest (zero). Beginning it costs nothing.
+    Disks,
 }
 
 /// A checkpoint that was begun.

@@ -232,10 +232,12 @@ impl Machine for RiscvMachine {
         let state = self.encoded_state();
         let digest = match extent {
             CheckpointExtent::Full => self.digest_with(&state),
-            CheckpointExtent::Epoch | CheckpointExtent::Increment => Digest::default(),
+            CheckpointExtent::Epoch | CheckpointExtent::Increment | CheckpointExtent::Disks => {
+                Digest::default()
+            }
         };
         match extent {
-            CheckpointExtent::Full => {}
+            CheckpointExtent::Full | CheckpointExtent::Disks => {}
             CheckpointExtent::Epoch => self.increment = None,
             CheckpointExtent::Increment => {
                 let mut hasher = Box::new(Xxh3::new());
@@ -359,6 +361,7 @@ impl Machine for RiscvMachine {
         self.restore_update(head)?;
         self.cancel_checkpoint(CheckpointExtent::Full);
         self.cancel_checkpoint(CheckpointExtent::Increment);
+        self.cancel_checkpoint(CheckpointExtent::Disks);
         Ok(())
     }
 
@@ -369,10 +372,6 @@ impl Machine for RiscvMachine {
     fn hash_block(&mut self, disk: u8, index: u64) -> Option<Digest> {
         let hash = self.board.disks.get_mut(usize::from(disk))?.content_hash(index);
         self.or_fault(usize::from(disk), hash)?
-    }
-
-    fn written_blocks(&mut self, disk: u8, index: u64, limit: usize) -> Option<Vec<u64>> {
-        Some(self.board.disks.get(usize::from(disk))?.written_from(index, limit))
     }
 
     fn keep_only(&mut self, pages: &dyn Fn(u64) -> bool, blocks: &dyn Fn(u8, u64) -> bool) {

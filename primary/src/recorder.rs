@@ -331,6 +331,11 @@ impl<M: Machine> Recorder<M> {
         }
     }
 
+    /// Freezes the disks, at the moment of the checkpoint that was begun just now.
+    pub fn freeze_disks(&mut self) {
+        self.machine.begin_checkpoint(CheckpointExtent::Disks);
+    }
+
     /// Takes the next pages of the checkpoint of this extent; empty at its end. A bite of some dozen pages
     /// between two steps keeps the guest responsive.
     pub fn take_checkpoint_pages(&mut self, extent: CheckpointExtent, limit: usize) -> CheckpointPart {

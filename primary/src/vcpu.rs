@@ -96,6 +96,9 @@ pub struct Vcpu<M> {
     /// The core's full checkpoint under way.
     checkpoint: Option<u64>,
     increment: Option<Increment>,
+    /// A checkpoint of the disks alone: to be begun with the next one, and under way.
+    disks_next: Option<u64>,
+    disks: Option<u64>,
     /// No more of the increment is taken for now.
     increment_held: bool,
     packer: Packer,
@@ -118,6 +121,8 @@ impl<M: Machine> Vcpu<M> {
             recorder,
             checkpoint: None,
             increment: None,
+            disks_next: None,
+            disks: None,
             increment_held: false,
             packer: Packer::new(None),
             snapshot: None,
@@ -151,6 +156,7 @@ impl<M: Machine> Vcpu<M> {
             MachineRequest::BeginCheckpoint { checkpoint, extent, fresh } => {
                 self.begin_checkpoint(checkpoint, extent, fresh, now_ns);
             }
+            MachineRequest::FreezeDisks { checkpoint } => self.disks_next = Some(checkpoint),
             MachineRequest::LinkRate { bytes_per_s } => {
                 self.told.push_back(Told::ToPacker(ToPacker::LinkRate { bytes_per_s }));
             }
@@ -163,6 +169,15 @@ impl<M: Machine> Vcpu<M> {
                     self.checkpoint = None;
                 }
                 self.tell(FromMachine::CheckpointPart { checkpoint, part });
+            }
+            MachineRequest::TakePages { checkpoint, limit } if self.disks == Some(checkpoint) => {
+                let part = self.recorder.take_checkpoint_pages(CheckpointExtent::Disks, limit);
+                self.disks = self.disks.filter(|_| !part.is_empty());
+                self.tell(FromMachine::CheckpointPart { checkpoint, part });
+            }
+            MachineRequest::CancelCheckpoint { checkpoint } if self.disks == Some(checkpoint) => {
+                self.disks = None;
+                self.recorder.cancel_checkpoint(CheckpointExtent::Disks);
             }
             MachineRequest::CancelCheckpoint { checkpoint } if self.checkpoint == Some(checkpoint) => {
                 self.checkpoint = None;
@@ -181,8 +196,13 @@ impl<M: Machine> Vcpu<M> {
     fn begin_checkpoint(&mut self, checkpoint: u64, extent: CheckpointExtent, fresh: bool, now_ns: u64) {
         let begun = Box::new(self.recorder.begin_checkpoint(extent, now_ns));
         self.tell(FromMachine::CheckpointBegun { checkpoint, begun });
+        if let Some(disks) = self.disks_next.take() {
+            self.recorder.freeze_disks();
+            self.disks = Some(disks);
+        }
         match extent {
             CheckpointExtent::Full => self.checkpoint = Some(checkpoint),
+            CheckpointExtent::Disks => self.disks = Some(checkpoint),
             CheckpointExtent::Epoch => {
                 // What its receivers hold from now on was not packed here.
                 self.increment = None;

@@ -109,7 +109,7 @@ impl<M: Machine> Live<M> {
         let position = self.batcher.position();
         assert_eq!(position.moment, begun.head.moment);
         match begun.extent {
-            CheckpointExtent::Full => {}
+            CheckpointExtent::Full | CheckpointExtent::Disks => {}
             CheckpointExtent::Epoch => self.base = position.sequence,
             CheckpointExtent::Increment => {
                 let start = IncrementStart {

@@ -93,6 +93,10 @@ fn assert_covered(coverage: &Coverage) {
         "join: log from boot",
         "join: resume",
         "join: checkpoint",
+        "join: by what differs",
+        "disks equal",
+        "disks differ",
+        "disks not compared",
         "guest ended",
         "operations",
     ] {

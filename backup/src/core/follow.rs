@@ -4,9 +4,9 @@ use link::arbitration::Record;
 use link::detector::Detector;
 use link::handshake::check_welcome;
 use log_format::{
-    Address, ChainHash, CheckpointEnd, CheckpointStart, DiskCheck, DiskHashes,
-    Divergence as DivergenceMessage, Donor, GoodbyeReason, Heartbeat, HeartbeatReply, JoinPlan,
-    MODES_VERSION, Message, Moment, ProtectionMode, Refuse, RefuseReason, SealedBatch, Welcome,
+    Address, ChainHash, CheckpointEnd, CheckpointStart, Divergence as DivergenceMessage, Donor,
+    GoodbyeReason, Heartbeat, HeartbeatReply, JoinPlan, MODES_VERSION, Message, Moment, ProtectionMode,
+    Refuse, RefuseReason, SealedBatch, Welcome,
 };
 
 use super::{Backup, BackupEvent, Finish, Held, Receiving, State};
@@ -134,22 +134,6 @@ impl Backup {
         }
     }
 
-    /// The primary wants the disks hashed at the end of the last batch that it sent.
-    fn check_disks(&mut self, check: DiskCheck) {
-        let here = self.held.filter(|held| held.position.sequence == check.sequence);
-        if here.is_some() && self.following && self.mode == ProtectionMode::Replay {
-            self.commands.extend([
-                ToReplayer::Stand { sequence: check.sequence },
-                ToReplayer::HashDisks { check: check.check },
-                ToReplayer::Follow,
-            ]);
-            return;
-        }
-        let error = "its machine is not where the disks are to be compared; try again".to_owned();
-        let hashes = DiskHashes { check: check.check, is_last: true, error, ..DiskHashes::default() };
-        self.outbox.push_back(Message::DiskHashes(hashes));
-    }
-
     /// Goes on to what has become due.
     pub(super) fn settle(&mut self) {
         self.apply_pending_mark();
@@ -170,6 +154,7 @@ impl Backup {
         self.registered = false;
         self.progress = None;
         self.pending_mark = None;
+        self.disk_check = None;
         self.shipped = None;
         self.mode = ProtectionMode::Replay;
         self.stood = 0;
@@ -227,6 +212,7 @@ impl Backup {
         self.ready_said = false;
         self.shipped = None;
         self.pending_mark = None;
+        self.disk_check = None;
         let event =
             BackupEvent::Joining { primary: welcome.node.clone(), term: welcome.term, plan: welcome.plan };
         self.events.push_back(event);

@@ -32,6 +32,7 @@
 //! first question to the arbiter on it neither receives nor acknowledges: what the old
 //! primary makes from then on is acknowledged by nobody, and so never leaves.
 
+mod disk_check;
 mod follow;
 mod modes;
 mod takeover;
@@ -44,7 +45,7 @@ use link::detector::{Detector, DetectorConfig};
 use link::handshake::LocalFacts;
 use link::lane::Lane;
 use log_format::{
-    Ack, ChainHash, Goodbye, GoodbyeReason, Have, Hello, Life, LogEntry, MachineIdentity, Message,
+    Ack, ChainHash, DiskCheck, Goodbye, GoodbyeReason, Have, Hello, Life, LogEntry, MachineIdentity, Message,
     ModeChange, Moment, PROTOCOL_VERSION, Position, ProtectionMode, SealedBatch, VersionRange,
     WholeIncrement,
 };
@@ -322,6 +323,8 @@ pub struct Backup {
     stood: u64,
     /// The increment that is coming.
     increment: Option<WholeIncrement>,
+    /// The disks are to be hashed at the end of an increment that is not here yet.
+    disk_check: Option<DiskCheck>,
     /// Outputs before this one are none of the replay's: a checkpoint brought them.
     outputs_from: u64,
     /// The log is on this side's disk up to this batch of the term.
@@ -369,6 +372,7 @@ impl Backup {
             mode: ProtectionMode::Replay,
             stood: 0,
             increment: None,
+            disk_check: None,
             outputs_from: 0,
             stored: 0,
             detector: None,

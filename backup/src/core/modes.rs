@@ -24,6 +24,7 @@ impl Backup {
         }
         let before = std::mem::replace(&mut self.mode, change.mode);
         self.increment = None;
+        self.give_up_disk_check();
         match (before.stands(), change.mode.stands()) {
             (false, true) => {
                 self.stood = change.sequence;
@@ -97,6 +98,7 @@ impl Backup {
             self.store.push_back(increment.clone().into());
         }
         self.commands.push_back(ToReplayer::Increment(Box::new(increment)));
+        self.check_disks_at_increment();
         self.ack_due = true;
         if self.ready_said {
             self.say_ready();

@@ -19,11 +19,6 @@ impl Disk {
         Ok(Some(content_hash(&self.read_block(block)?)))
     }
 
-    /// The blocks that were written to, from `block` on, at most `limit`.
-    pub fn written_from(&self, block: u64, limit: usize) -> Vec<u64> {
-        self.written.range(block..).map(|(block, _)| *block).take(limit).collect()
-    }
-
     /// Makes every block its base image's again but those of which `keep` is true. No
     /// checkpoint may be under way.
     ///

@@ -10,9 +10,11 @@ use log_format::DiskBlock;
 use super::{BLOCK_BYTES, Disk, Written};
 use crate::contract::CheckpointExtent;
 
-/// A full checkpoint under way.
+/// A checkpoint of all blocks that were written to: a full one, or one of the disks alone.
 #[derive(Default)]
-pub(super) struct FullFreeze {
+pub(super) struct WholeFreeze {
+    /// How many such had been begun, with this one.
+    number: u64,
     /// The next block to take.
     cursor: u64,
     /// Old contents of blocks that were written to before they were taken.
@@ -28,24 +30,32 @@ pub(super) struct IncrementFreeze {
     stale: BTreeSet<u64>,
     /// Blocks that were taken.
     taken: Vec<u64>,
-    /// See [`FullFreeze::held`].
+    /// See [`WholeFreeze::held`].
     held: BTreeMap<u64, Bytes>,
     /// Like the sum of the disk's hashes, of the frozen state; right once no block is stale.
     hash_sum: u128,
     has_ended: bool,
 }
 
+impl WholeFreeze {
+    /// Whether a block still has to be taken as it is now, before it is written to.
+    fn needs(&self, block: u64, written: &Written) -> bool {
+        self.cursor <= block && written.checkpoints_before < self.number && !self.held.contains_key(&block)
+    }
+}
+
 impl Disk {
     /// Freezes the present state for [`Disk::take_blocks`], or begins an epoch. An increment
     /// that was not taken to its end is cancelled first.
     ///
-    /// Returns how many blocks were written to in the epoch that ends with it; 0 for a full
-    /// checkpoint, which ends none. Blocks written to since the last digest count, too.
+    /// Returns how many blocks were written to in the epoch that ends with it; 0 for one of all
+    /// blocks, which ends none. Blocks written to since the last digest count, too.
     pub fn begin_checkpoint(&mut self, extent: CheckpointExtent) -> u64 {
         match extent {
-            CheckpointExtent::Full => {
+            CheckpointExtent::Full | CheckpointExtent::Disks => {
                 self.checkpoints += 1;
-                self.full = Some(FullFreeze::default());
+                let number = self.checkpoints;
+                *self.whole(extent) = Some(WholeFreeze { number, ..WholeFreeze::default() });
                 0
             }
             CheckpointExtent::Epoch => {
@@ -86,7 +96,7 @@ impl Disk {
         let mut taken = Vec::new();
         while taken.len() < limit {
             let next = match extent {
-                CheckpointExtent::Full => self.take_full()?,
+                CheckpointExtent::Full | CheckpointExtent::Disks => self.take_whole(extent)?,
                 CheckpointExtent::Epoch => None,
                 CheckpointExtent::Increment => self.take_increment()?,
             };
@@ -96,15 +106,24 @@ impl Disk {
         Ok(taken)
     }
 
-    fn take_full(&mut self) -> io::Result<Option<(u64, Bytes)>> {
-        let frozen = |(_, written): &(&u64, &Written)| written.checkpoints_before < self.checkpoints;
-        let Some(full) = &mut self.full else { return Ok(None) };
-        let Some((&index, _)) = self.written.range(full.cursor..).find(frozen) else {
-            self.full = None;
+    /// The checkpoint of all blocks of this extent.
+    fn whole(&mut self, extent: CheckpointExtent) -> &mut Option<WholeFreeze> {
+        match extent {
+            CheckpointExtent::Disks => &mut self.alone,
+            _ => &mut self.full,
+        }
+    }
+
+    fn take_whole(&mut self, extent: CheckpointExtent) -> io::Result<Option<(u64, Bytes)>> {
+        let Some(mut freeze) = self.whole(extent).take() else { return Ok(None) };
+        let belongs = |(_, written): &(&u64, &Written)| written.checkpoints_before < freeze.number;
+        let Some((&index, _)) = self.written.range(freeze.cursor..).find(belongs) else {
             return Ok(None);
         };
-        full.cursor = index + 1;
-        let data = match full.held.remove(&index) {
+        freeze.cursor = index + 1;
+        let held = freeze.held.remove(&index);
+        *self.whole(extent) = Some(freeze);
+        let data = match held {
             Some(old) => old,
             None => self.read_block(index)?,
         };
@@ -130,19 +149,21 @@ impl Disk {
     /// Keeps the contents of a block that is about to be written to, for the checkpoints that
     /// still have to take it.
     pub(super) fn hold_frozen(&mut self, block: u64) -> io::Result<()> {
-        let belongs = |written: &Written| written.checkpoints_before < self.checkpoints;
-        let for_full = self.full.as_ref().is_some_and(|full| {
-            full.cursor <= block
-                && !full.held.contains_key(&block)
-                && self.written.get(&block).is_some_and(belongs)
-        });
+        let written = self.written.get(&block);
+        let needs = |freeze: &Option<WholeFreeze>| {
+            freeze.as_ref().zip(written).is_some_and(|(freeze, written)| freeze.needs(block, written))
+        };
+        let (for_full, for_alone) = (needs(&self.full), needs(&self.alone));
         let for_increment = self.increment.as_ref().is_some_and(|increment| {
             increment.pending.contains(&block) && !increment.held.contains_key(&block)
         });
-        if !for_full && !for_increment {
+        if !for_full && !for_alone && !for_increment {
             return Ok(());
         }
         let old = self.read_block(block)?;
+        if for_alone && let Some(alone) = &mut self.alone {
+            alone.held.insert(block, old.clone());
+        }
         if for_full && let Some(full) = &mut self.full {
             full.held.insert(block, old.clone());
         }
@@ -199,16 +220,16 @@ impl Disk {
     /// Bytes of old block contents held for the checkpoints under way, at most: zeros cost
     /// nothing, and what two of them hold counts twice.
     pub fn held_bytes(&self) -> u64 {
-        let full = self.full.as_ref().map_or(0, |full| full.held.len());
+        let held = |freeze: &Option<WholeFreeze>| freeze.as_ref().map_or(0, |freeze| freeze.held.len());
         let increment = self.increment.as_ref().map_or(0, |increment| increment.held.len());
-        ((full + increment) * BLOCK_BYTES) as u64
+        ((held(&self.full) + held(&self.alone) + increment) * BLOCK_BYTES) as u64
     }
 
     /// Gives up the checkpoint under way. The blocks of an increment belong to the present
     /// epoch again, whether they were taken or not.
     pub fn cancel_checkpoint(&mut self, extent: CheckpointExtent) {
         match extent {
-            CheckpointExtent::Full => self.full = None,
+            CheckpointExtent::Full | CheckpointExtent::Disks => *self.whole(extent) = None,
             CheckpointExtent::Epoch => {}
             CheckpointExtent::Increment => {
                 let Some(increment) = self.increment.take() else { return };

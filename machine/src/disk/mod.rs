@@ -13,7 +13,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use freeze::{FullFreeze, IncrementFreeze};
+use freeze::{IncrementFreeze, WholeFreeze};
 
 pub use store::{BlockStore, MemDisk};
 
@@ -38,10 +38,12 @@ pub struct Disk {
     stale: BTreeSet<u64>,
     /// Blocks written to since the epoch began; `None` before the first: those ever written to.
     dirty: Option<BTreeSet<u64>>,
-    /// How many full checkpoints were begun.
+    /// How many checkpoints of all written blocks were begun.
     checkpoints: u64,
     /// The full checkpoint under way, if there is one.
-    full: Option<FullFreeze>,
+    full: Option<WholeFreeze>,
+    /// The same of the disks alone.
+    alone: Option<WholeFreeze>,
     /// The increment begun last, if there is one.
     increment: Option<IncrementFreeze>,
 }
@@ -50,8 +52,8 @@ pub struct Disk {
 struct Written {
     /// Its hash as of the last digest; 0 before.
     hash: u128,
-    /// How many full checkpoints were begun before the first write to it: it belongs to later
-    /// ones.
+    /// How many checkpoints of all written blocks were begun before the first write to it: it
+    /// belongs to later ones.
     checkpoints_before: u64,
     /// It was zeroed as a whole since: nobody needs to read it. Only a shortcut; a block of
     /// zeros without it is the same.
@@ -73,6 +75,7 @@ impl Disk {
             dirty: None,
             checkpoints: 0,
             full: None,
+            alone: None,
             increment: None,
         };
         let kept = disk.store.kept_blocks()?;
@@ -281,6 +284,7 @@ impl Disk {
         self.hash_sum = 0;
         self.dirty = None;
         self.full = None;
+        self.alone = None;
         self.increment = None;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::CheckpointExtent::{self, Epoch, Full, Increment};
+use crate::CheckpointExtent::{self, Disks, Epoch, Full, Increment};
 
 fn disk() -> Disk {
     Disk::new(Box::new(MemDisk::zeroed(16 * BLOCK_BYTES))).unwrap()
@@ -125,16 +125,45 @@ fn blocks_that_are_given_up_are_the_base_images_again() {
     let hash = crate::contract::content_hash(&[4; BLOCK_BYTES]);
     assert_eq!(disk.content_hash(3).unwrap(), Some(hash));
     assert_eq!(disk.content_hash(9).unwrap(), None, "never written to");
-    assert_eq!(disk.written_from(5, 2), [5, 6]);
     // Some hashed already, some not.
     disk.digest().unwrap();
     disk.write(0, &[9; SECTOR_BYTES]).unwrap();
     disk.keep_only(|block| block == 3).unwrap();
     assert_eq!(disk.digest().unwrap(), expected.digest().unwrap());
-    assert_eq!(disk.written_from(0, 9), [3]);
+    assert_eq!(disk.written.keys().collect::<Vec<_>>(), [&3]);
     let mut found = vec![1; BLOCK_BYTES];
     disk.read(0, &mut found).unwrap();
     assert_eq!(found, [0; BLOCK_BYTES]);
+}
+
+#[test]
+fn the_disks_alone_are_frozen_beside_a_full_checkpoint() {
+    let mut disk = disk();
+    let write = |disk: &mut Disk, block: u64, fill: u8| {
+        disk.write(block * BLOCK_SECTORS, &[fill; BLOCK_BYTES]).unwrap();
+    };
+    let take = |disk: &mut Disk, extent, limit| -> Vec<(u64, u8)> {
+        let taken = disk.take_blocks(extent, 0, limit).unwrap();
+        taken.iter().map(|block| (block.index, block.data[0])).collect()
+    };
+    (0..3).for_each(|block| write(&mut disk, block, 1));
+    disk.begin_checkpoint(Disks);
+    write(&mut disk, 0, 2);
+    write(&mut disk, 5, 2);
+    // Begun later, it holds what was written meanwhile, too.
+    disk.begin_checkpoint(Full);
+    write(&mut disk, 1, 3);
+    write(&mut disk, 6, 3);
+    assert_eq!(take(&mut disk, Disks, 2), [(0, 1), (1, 1)]);
+    assert_eq!(take(&mut disk, Full, 9), [(0, 2), (1, 1), (2, 1), (5, 2)]);
+    write(&mut disk, 2, 4);
+    assert_eq!(take(&mut disk, Disks, 9), [(2, 1)]);
+    assert!(take(&mut disk, Disks, 9).is_empty());
+    assert_eq!(disk.held_bytes(), 0);
+    disk.begin_checkpoint(Disks);
+    write(&mut disk, 0, 5);
+    disk.cancel_checkpoint(Disks);
+    assert_eq!(disk.held_bytes(), 0);
 }
 
 #[test]
@@ -174,7 +203,7 @@ enum Deed {
 }
 
 fn extent() -> impl Strategy<Value = CheckpointExtent> + Clone {
-    prop_oneof![2 => Just(Full), 1 => Just(Epoch), 4 => Just(Increment)]
+    prop_oneof![2 => Just(Full), 2 => Just(Disks), 1 => Just(Epoch), 4 => Just(Increment)]
 }
 
 /// Odd on purpose: the last block is a part of one.
@@ -210,6 +239,8 @@ struct Model {
     /// The contents when the checkpoint was begun, and what was taken of it so far.
     full: Option<(Vec<u8>, Blocks)>,
     /// See `full`.
+    alone: Option<(Vec<u8>, Blocks)>,
+    /// See `full`.
     increment: Option<(Vec<u8>, Blocks)>,
 }
 
@@ -217,7 +248,7 @@ type Blocks = BTreeMap<u64, Bytes>;
 
 impl Model {
     fn new() -> Model {
-        Model { bytes: base(), received: base(), full: None, increment: None }
+        Model { bytes: base(), received: base(), full: None, alone: None, increment: None }
     }
 
     fn range(&mut self, sector: u64, sectors: u64) -> &mut [u8] {
@@ -229,6 +260,7 @@ impl Model {
         let blocks = disk.take_blocks(extent, 0, limit).unwrap();
         let under_way = match extent {
             Full => &mut self.full,
+            Disks => &mut self.alone,
             Epoch => return assert!(blocks.is_empty()),
             Increment => &mut self.increment,
         };
@@ -237,7 +269,7 @@ impl Model {
             return taken.extend(blocks.into_iter().map(|block| (block.index, block.data)));
         }
         let Some((frozen, taken)) = under_way.take() else { return };
-        if extent == Full {
+        if extent != Increment {
             return assert!(contents(&mut restored(&taken)) == frozen);
         }
         disk.end_increment();
@@ -270,6 +302,7 @@ fn do_to_both(deed: &Deed, disk: &mut Disk, model: &mut Model) {
             let begun = Some((model.bytes.clone(), BTreeMap::new()));
             match extent {
                 Full => model.full = begun,
+                Disks => model.alone = begun,
                 Epoch => (model.received, model.increment) = (model.bytes.clone(), None),
                 Increment => model.increment = begun,
             }
@@ -279,6 +312,7 @@ fn do_to_both(deed: &Deed, disk: &mut Disk, model: &mut Model) {
             disk.cancel_checkpoint(extent);
             match extent {
                 Full => model.full = None,
+                Disks => model.alone = None,
                 Epoch => {}
                 Increment => model.increment = None,
             }
@@ -331,7 +365,7 @@ proptest! {
         prop_assert_eq!(other.digest().unwrap(), disk.digest().unwrap());
 
         // So does an increment, with all that was received before.
-        (0..40).for_each(|_| [Full, Increment].into_iter().for_each(|extent| model.take(&mut disk, extent, 4)));
+        (0..40).for_each(|_| [Full, Disks, Increment].into_iter().for_each(|extent| model.take(&mut disk, extent, 4)));
         do_to_both(&Deed::Begin(Increment), &mut disk, &mut model);
         (0..40).for_each(|_| model.take(&mut disk, Increment, 4));
         prop_assert!(model.received == model.bytes);

@@ -70,6 +70,7 @@ impl Ram {
                 dirty.count() as u64
             }
             CheckpointExtent::Increment => self.begin_increment(),
+            CheckpointExtent::Disks => 0,
         }
     }
 
@@ -121,7 +122,7 @@ impl Ram {
     pub fn take_pages(&mut self, extent: CheckpointExtent, limit: usize) -> Vec<Page> {
         match extent {
             CheckpointExtent::Full => self.take_full(limit),
-            CheckpointExtent::Epoch => Vec::new(),
+            CheckpointExtent::Epoch | CheckpointExtent::Disks => Vec::new(),
             CheckpointExtent::Increment => self.take_increment(limit),
         }
     }
@@ -253,7 +254,7 @@ impl Ram {
                     self.flags.iter_mut().for_each(|flags| *flags &= !FULL_PENDING);
                 }
             }
-            CheckpointExtent::Epoch => {}
+            CheckpointExtent::Epoch | CheckpointExtent::Disks => {}
             CheckpointExtent::Increment => {
                 for FrozenPage { page, .. } in self.increment.take().into_iter().flat_map(|old| old.pages) {
                     let flags = &mut self.flags[page as usize];

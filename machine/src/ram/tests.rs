@@ -191,6 +191,10 @@ impl Model {
                 self.ram.begin_checkpoint(Full);
                 self.full = Some((self.contents.clone(), Vec::new()));
             }
+            // Not of memory.
+            Deed::Begin(CheckpointExtent::Disks) => {
+                self.ram.begin_checkpoint(CheckpointExtent::Disks);
+            }
             Deed::Begin(Epoch) => {
                 self.ram.begin_checkpoint(Epoch);
                 self.received.clone_from(&self.contents);
@@ -205,7 +209,7 @@ impl Model {
                 self.ram.cancel_checkpoint(extent);
                 match extent {
                     Full => self.full = None,
-                    Epoch => {}
+                    Epoch | CheckpointExtent::Disks => {}
                     Increment => self.increment = None,
                 }
             }
@@ -235,7 +239,7 @@ impl Model {
         let part = self.ram.take_pages(extent, limit);
         let under_way = match extent {
             Full => &mut self.full,
-            Epoch => return assert_eq!(part, []),
+            Epoch | CheckpointExtent::Disks => return assert_eq!(part, []),
             Increment => &mut self.increment,
         };
         let Some((_, taken)) = under_way else { return assert_eq!(part, []) };

@@ -127,6 +127,7 @@ impl Primary {
         self.regroup(now_ns);
         self.judge_slowness(now_ns);
         self.drive_mode(now_ns);
+        self.drive_disk_check();
         self.drive_epochs(now_ns);
         self.ask_for_pages();
         self.end_disk_check();

@@ -1,14 +1,17 @@
-//! Compares what was written to the disks with the backups that replay, at one place of the log.
+//! Compares what was written to the disks with the backups', at one place of the log.
 //!
 //! ```text
-//!   asked --> freezing --begun--> comparing --all blocks of all sides--> told
-//!               |                    |
-//!               |                    +-- a backup is lost: told so of it
-//!               +-- DiskCheck{after which batch} goes out
+//!   wanted --replay: the disks are frozen at the end of a batch----------+
+//!      |                                                                 v
+//!      +--hybrid, checkpoint: frozen with the next increment--> comparing --all blocks of all sides--> told
+//!                                                                 |  (or a backup is lost: told so of it)
+//!                                                                 +-- DiskCheck{after which batch} goes out
 //! ```
 //!
-//! Both sides hash the blocks anew, from the disks, so that what a disk of a host lost since it
-//! was written shows, too.
+//! A backup that replays stands at the end of that batch, one that stands is there when it has put
+//! the increment into place. Both sides freeze their disks there, copy-on-write, and hash the blocks
+//! anew, from the disks, a few at a time between slices of the guest, so that what a disk of a host
+//! lost since it was written shows, too.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +54,8 @@ pub struct BackupDisks {
 impl DiskComparison {
     /// Whether every backup was compared and is equal.
     pub fn is_equal(&self) -> bool {
-        self.backups.iter().all(|backup| backup.error.is_none() && backup.differing_blocks == 0)
+        let is_equal = |backup: &BackupDisks| backup.error.is_none() && backup.differing_blocks == 0;
+        !self.backups.is_empty() && self.backups.iter().all(is_equal)
     }
 }
 
@@ -61,14 +65,28 @@ type Hashes = BTreeMap<(u8, u64), Digest>;
 #[derive(Debug)]
 pub(super) struct Check {
     number: u64,
+    frozen: Frozen,
     sequence: u64,
     own: Hashes,
     is_own_whole: bool,
     backups: BTreeMap<String, Answer>,
 }
 
+/// What this side's disks are frozen with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Frozen {
+    /// Not asked for yet.
+    No,
+    /// By themselves.
+    Alone,
+    /// As the checkpoint `disks`, when the increment `with` begins.
+    With { disks: u64, with: u64 },
+}
+
 #[derive(Debug, Default)]
 struct Answer {
+    /// Which join of the backup it is.
+    incarnation: u64,
     hashes: Hashes,
     is_whole: bool,
     error: Option<String>,
@@ -125,11 +143,7 @@ impl Primary {
     pub(super) fn begin_disk_check(&mut self) {
         let refused = if self.disk_check.is_some() {
             Some("the disks are being compared already")
-        } else if self.modes.present != ProtectionMode::Replay {
-            Some("in this protection mode the backups' disks stand at another place; compare them in replay")
-        } else if self.checkpoints.joining().is_some() || self.checkpoints.is_freezing() {
-            Some("a checkpoint is being taken; try again when it is whole")
-        } else if !self.peers.values().any(|peer| peer.phase == Phase::Following) {
+        } else if !self.has_comparable() {
             Some("there is no backup to compare with; start one")
         } else {
             None
@@ -138,51 +152,102 @@ impl Primary {
             return self.events.push_back(PrimaryEvent::DisksCompared(Err(text.to_owned())));
         }
         self.disk_checks += 1;
-        let number = self.disk_checks;
+        let (number, frozen) = (self.disk_checks, Frozen::No);
         let (own, backups) = (Hashes::new(), BTreeMap::new());
-        self.disk_check = Some(Check { number, sequence: 0, own, is_own_whole: false, backups });
-        self.request(Purpose::DiskCheck);
+        self.disk_check = Some(Check { number, frozen, sequence: 0, own, is_own_whole: false, backups });
     }
 
-    /// The machine is frozen for it.
+    fn has_comparable(&self) -> bool {
+        self.peers.values().any(|peer| peer.ready && peer.phase == Phase::Following)
+    }
+
+    /// Has the disks frozen, as soon as that can be. In modes in which backups stand, the next
+    /// increment does it.
+    pub(super) fn drive_disk_check(&mut self) {
+        let Some(check) = self.disk_check.as_ref().filter(|check| check.frozen == Frozen::No) else { return };
+        let number = check.number;
+        if !self.has_comparable() || self.is_over() {
+            self.disk_check = None;
+            let text = format!("comparison {number} found no backup to compare with; start one");
+            return self.events.push_back(PrimaryEvent::DisksCompared(Err(text)));
+        }
+        // Not while the mode changes: the backups are on the way from one place to another.
+        if self.modes.present == ProtectionMode::Replay
+            && self.modes.is_settled()
+            && !self.checkpoints.is_freezing()
+        {
+            self.set_frozen(Frozen::Alone);
+            self.request(Purpose::DiskCheck);
+        }
+    }
+
+    /// Whether the next increment is to freeze the disks, too, and soon.
+    pub(super) fn wants_disks_frozen(&self) -> bool {
+        self.disk_check.as_ref().is_some_and(|check| check.frozen == Frozen::No)
+    }
+
+    /// They will be frozen as the checkpoint `disks` when the increment `with` begins.
+    pub(super) fn disks_frozen_with(&mut self, disks: u64, with: u64) {
+        self.set_frozen(Frozen::With { disks, with });
+    }
+
+    fn set_frozen(&mut self, frozen: Frozen) {
+        if let Some(check) = &mut self.disk_check {
+            check.frozen = frozen;
+        }
+    }
+
+    /// An increment was begun, which leads to `sequence`, and goes to these backups.
+    pub(super) fn disks_frozen_at(&mut self, increment: u64, sequence: u64, receivers: &[String]) {
+        let frozen = self.disk_check.as_ref().map(|check| check.frozen);
+        if let Some(Frozen::With { disks, with }) = frozen
+            && with == increment
+        {
+            self.ask_to_hash(sequence, receivers);
+            self.take_blocks(disks);
+        }
+    }
+
+    /// The disks are frozen by themselves.
     pub(super) fn disk_check_begun(&mut self, checkpoint: u64, now_ns: u64) {
         // A batch ends here, so that the backups can stand at the same place.
         self.seal(now_ns);
-        let (term, sequence) = (self.term(), self.tail.last_sequence());
-        let Some(check) = &mut self.disk_check else { return };
-        check.sequence = sequence;
         let asked = self.peers.values().filter(|peer| peer.phase == Phase::Following);
-        let asked: Vec<(String, u8)> = asked.map(|peer| (peer.node.clone(), peer.version)).collect();
-        let message = DiskCheck { term, sequence, check: check.number };
-        for (node, version) in asked {
-            let answer = check.backups.entry(node.clone()).or_default();
-            if version < MODES_VERSION {
-                answer.fail("it runs an older version, which cannot hash its disks");
-            }
-        }
-        let nodes: Vec<String> = check
-            .backups
-            .iter()
-            .filter(|(_, answer)| !answer.is_whole)
-            .map(|(node, _)| node.clone())
-            .collect();
-        nodes.iter().for_each(|node| self.send_to(node, Message::DiskCheck(message)));
-        self.take_pages(checkpoint);
+        let asked: Vec<String> = asked.map(|peer| peer.node.clone()).collect();
+        self.ask_to_hash(self.tail.last_sequence(), &asked);
+        self.take_blocks(checkpoint);
     }
 
-    /// Blocks of the frozen machine came; its pages are of no use here.
+    fn ask_to_hash(&mut self, sequence: u64, nodes: &[String]) {
+        let term = self.term();
+        let Some(check) = &mut self.disk_check else { return };
+        check.sequence = sequence;
+        let message = Message::DiskCheck(DiskCheck { term, sequence, check: check.number });
+        for node in nodes {
+            let Some(peer) = self.peers.get(node) else { continue };
+            let answer = check.backups.entry(node.clone()).or_default();
+            answer.incarnation = peer.incarnation;
+            if peer.version < MODES_VERSION {
+                answer.fail("it runs an older version, which cannot hash its disks");
+            } else if let Some(connection) = peer.connection.and_then(|id| self.connections.get_mut(&id)) {
+                connection.push(message.clone());
+            }
+        }
+    }
+
+    /// Blocks of the frozen disks came.
     pub(super) fn disk_check_part(&mut self, checkpoint: u64, part: &CheckpointPart) {
         if let Some(check) = &mut self.disk_check {
             check.take_own(part);
         }
         match part.is_empty() {
             true => self.checkpoints.done(checkpoint),
-            false => self.take_pages(checkpoint),
+            false => self.take_blocks(checkpoint),
         }
         self.end_disk_check();
     }
 
-    fn take_pages(&mut self, checkpoint: u64) {
+    fn take_blocks(&mut self, checkpoint: u64) {
         let limit = self.config.checkpoint_bite_pages;
         self.requests.push_back(MachineRequest::TakePages { checkpoint, limit });
     }
@@ -199,9 +264,13 @@ impl Primary {
     pub(super) fn end_disk_check(&mut self) {
         let Some(check) = &mut self.disk_check else { return };
         let peers = &self.peers;
-        let lost = check.backups.iter_mut().filter(|(node, _)| !peers.contains_key(*node));
+        // Also what is behind a connection that broke: nobody knows what went with it.
+        let is_there = |node: &str, answer: &Answer| {
+            peers.get(node).is_some_and(|peer| peer.incarnation == answer.incarnation)
+        };
+        let lost = check.backups.iter_mut().filter(|(node, answer)| !is_there(node, answer));
         lost.filter(|(_, answer)| !answer.is_whole)
-            .for_each(|(_, answer)| answer.fail("it was lost meanwhile"));
+            .for_each(|(_, answer)| answer.fail("it was lost meanwhile; try again"));
         if check.is_whole()
             && let Some(check) = self.disk_check.take()
         {
@@ -223,6 +292,7 @@ mod tests {
             |index: u64| log_format::DiskBlock { disk: 0, index, data: vec![index as u8; 4096].into() };
         let mut check = Check {
             number: 2,
+            frozen: Frozen::Alone,
             sequence: 70,
             own: Hashes::new(),
             is_own_whole: false,

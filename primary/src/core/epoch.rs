@@ -37,6 +37,11 @@ impl Checkpoints {
         self.begun
     }
 
+    /// The number of the next one.
+    fn next(&self) -> u64 {
+        self.begun + 1
+    }
+
     pub(super) fn purpose(&self, checkpoint: u64) -> Option<Purpose> {
         self.asked.get(&checkpoint).cloned()
     }
@@ -177,6 +182,9 @@ impl Primary {
         if busy || receivers.count() == 0 || crowded || !self.modes.is_settled() {
             return None;
         }
+        if self.wants_disks_frozen() {
+            return Some(0);
+        }
         match self.modes.present {
             ProtectionMode::Replay => None,
             ProtectionMode::Checkpoint => {
@@ -214,7 +222,8 @@ impl Primary {
     /// Asks the machine's thread to freeze something.
     pub(super) fn request(&mut self, purpose: Purpose) {
         let extent = match purpose {
-            Purpose::Join { .. } | Purpose::DiskCheck => CheckpointExtent::Full,
+            Purpose::Join { .. } => CheckpointExtent::Full,
+            Purpose::DiskCheck => CheckpointExtent::Disks,
             Purpose::Epoch => CheckpointExtent::Epoch,
             Purpose::Increment => CheckpointExtent::Increment,
         };
@@ -224,6 +233,11 @@ impl Primary {
             self.epochs.fresh = true;
         }
         let fresh = purpose == Purpose::Increment && std::mem::take(&mut self.epochs.fresh);
+        if purpose == Purpose::Increment && self.wants_disks_frozen() {
+            let disks = self.checkpoints.ask(Purpose::DiskCheck);
+            self.requests.push_back(MachineRequest::FreezeDisks { checkpoint: disks });
+            self.disks_frozen_with(disks, self.checkpoints.next());
+        }
         let checkpoint = self.checkpoints.ask(purpose);
         self.requests.push_back(MachineRequest::BeginCheckpoint { checkpoint, extent, fresh });
     }
@@ -262,6 +276,7 @@ impl Primary {
             peer.stands = Some(position.sequence);
             receivers.push(peer.node.clone());
         }
+        self.disks_frozen_at(checkpoint, position.sequence, &receivers);
         let message = Message::IncrementHead(start);
         receivers.iter().for_each(|node| self.send_to(node, message.clone()));
         self.epochs.under_way = Some(UnderWay {

@@ -189,8 +189,7 @@ impl Primary {
     fn availability(&self, node: &str) -> Availability {
         let others = self.peers.keys().filter(|name| *name != node).count();
         // One checkpoint for one joiner at a time.
-        let joining = self.checkpoints.joining().is_some_and(|(_, joining)| joining != node)
-            || self.disk_check.is_some();
+        let joining = self.checkpoints.joining().is_some_and(|(_, joining)| joining != node);
         let expected = usize::from(self.expected.as_deref() == Some(node));
         if self.commit.fenced {
             Availability::Fenced

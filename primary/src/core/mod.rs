@@ -82,6 +82,12 @@ pub enum MachineRequest {
         /// An increment for somebody who has not what the one before held: each page by itself.
         fresh: bool,
     },
+    /// Freeze the disks, too, when the next checkpoint is begun, at the same moment. Their blocks
+    /// come as [`MachineRequest::TakePages`] asks.
+    FreezeDisks {
+        /// Which one: answers carry it.
+        checkpoint: u64,
+    },
     /// Pack increments for a link that takes so much.
     LinkRate {
         /// Bytes per second.
@@ -492,6 +498,7 @@ impl Primary {
             round_trip_ns: peer.round_trip_ns,
             registered: self.commit.counted.has(&peer.node, peer.incarnation),
             lag_ns: here.time_ns.saturating_sub(peer.replayed.time_ns),
+            resync: peer.resync.counts(),
         };
         self.peers.values().map(status).collect()
     }

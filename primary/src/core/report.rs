@@ -168,4 +168,6 @@ pub struct BackupStatus {
     /// Guest time by which its machine is behind; where it stands at a checkpoint, by which a
     /// takeover would have to replay.
     pub lag_ns: u64,
+    /// What its last join by a checkpoint shipped, and what that spared, so far.
+    pub resync: ResyncCounts,
 }

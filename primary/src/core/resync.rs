@@ -17,6 +17,14 @@ use machine::content_hash;
 /// What came of offering hashes, for status and timeline.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ResyncCounts {
+    /// Pages whose hashes were offered, and those of them that the backup wanted.
+    pub offered_pages: u64,
+    /// See `offered_pages`.
+    pub wanted_pages: u64,
+    /// Disk blocks whose hashes were offered, and those of them that the backup wanted.
+    pub offered_blocks: u64,
+    /// See `offered_blocks`.
+    pub wanted_blocks: u64,
     /// Bytes of the pages and blocks whose hashes were offered.
     pub offered_bytes: u64,
     /// Bytes of those that the backup wanted.
@@ -114,6 +122,8 @@ impl Resync {
         self.next_bite += 1;
         self.offered_bytes += bytes;
         self.counts.offered_bytes += bytes;
+        self.counts.offered_pages += part.pages.len() as u64;
+        self.counts.offered_blocks += part.blocks.len() as u64;
         self.offered.push_back((bite, part));
         offer
     }
@@ -139,6 +149,8 @@ impl Resync {
             blocks: blocks.map(|(_, block)| block).collect(),
         };
         self.counts.wanted_bytes += content_bytes(&wanted);
+        self.counts.wanted_pages += wanted.pages.len() as u64;
+        self.counts.wanted_blocks += wanted.blocks.len() as u64;
         if wanted.is_empty() {
             return Ok(None);
         }
@@ -235,6 +247,8 @@ mod tests {
         assert!(resync.is_settled() && resync.waiting_bytes() == 0);
         let counts = resync.counts();
         assert_eq!((resync.parts(), counts.shipped_bytes(), counts.saved_bytes()), (1, 2 * 4096, 23 * 4096));
+        assert_eq!((counts.offered_pages, counts.wanted_pages), (21, 1));
+        assert_eq!((counts.offered_blocks, counts.wanted_blocks), (4, 1));
     }
 
     #[test]

@@ -42,7 +42,7 @@ use crate::snapshot::SnapshotOrder;
 use crate::vcpu::Vcpu;
 pub use images::ImageServer;
 use shared::Shared;
-pub use status::{BackupView, PrimaryStatus};
+pub use status::{BackupView, PrimaryStatus, ResyncView};
 use vcpu_thread::ToVcpu;
 
 /// What a primary is connected to.

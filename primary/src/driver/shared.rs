@@ -21,9 +21,9 @@ use store::{BackgroundLog, Durability, LogHealth, LogWriter, StoreError};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::DriverError;
-use super::status::{BackupView, PrimaryStatus};
+use super::status::{BackupView, PrimaryStatus, ResyncView};
 use super::vcpu_thread::ToVcpu;
-use crate::core::{BackupStatus, ConnectionId, Finish, Primary, PrimaryEvent};
+use crate::core::{BackupStatus, ConnectionId, Finish, Primary, PrimaryEvent, ResyncCounts};
 
 /// What [`Shared`] is made of.
 pub struct Parts {
@@ -478,6 +478,19 @@ impl Inner {
             lag_ms: backup.lag_ns / 1_000_000,
             unacked_bytes: backup.unacked_bytes,
             round_trip_us: backup.round_trip_ns.map(|ns| ns / 1000),
+            resync: Some(backup.resync).filter(|counts| *counts != ResyncCounts::default()).map(resync_view),
         }
+    }
+}
+
+fn resync_view(counts: ResyncCounts) -> ResyncView {
+    ResyncView {
+        offered_pages: counts.offered_pages,
+        saved_pages: counts.offered_pages - counts.wanted_pages,
+        offered_blocks: counts.offered_blocks,
+        saved_blocks: counts.offered_blocks - counts.wanted_blocks,
+        offered_bytes: counts.offered_bytes,
+        saved_bytes: counts.saved_bytes(),
+        shipped_bytes: counts.shipped_bytes(),
     }
 }

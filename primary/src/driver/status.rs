@@ -78,4 +78,25 @@ pub struct BackupView {
     pub unacked_bytes: u64,
     /// Time from a heartbeat to its reply, in microseconds.
     pub round_trip_us: Option<u64>,
+    /// How it joined, where that was by a checkpoint.
+    pub resync: Option<ResyncView>,
+}
+
+/// What a join by a checkpoint shipped, and what hashes spared, so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ResyncView {
+    /// Pages whose hashes were offered.
+    pub offered_pages: u64,
+    /// Those of them that the backup had.
+    pub saved_pages: u64,
+    /// Disk blocks whose hashes were offered.
+    pub offered_blocks: u64,
+    /// Those of them that the backup had.
+    pub saved_blocks: u64,
+    /// Bytes of all these.
+    pub offered_bytes: u64,
+    /// Bytes of those that the backup had.
+    pub saved_bytes: u64,
+    /// Bytes of pages and blocks that were shipped, offered or not.
+    pub shipped_bytes: u64,
 }

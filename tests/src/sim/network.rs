@@ -101,6 +101,7 @@ impl Network {
                 | FrameKind::IncrementHead
                 | FrameKind::IncrementPart
                 | FrameKind::IncrementEnd
+                | FrameKind::Offer
         );
         let mut delay_ns = self.delay_ns(random);
         if bulk {

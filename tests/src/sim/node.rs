@@ -96,6 +96,10 @@ pub struct Node {
     pub log: Option<HostLog>,
     /// See `log`.
     pub log_busy: bool,
+    /// The machine that its last life ran, or followed with.
+    pub left: Option<ToyMachine>,
+    /// The block that was not right, if one was, when its disk was last hashed for a comparison.
+    pub hashed_rotten: Option<u64>,
     /// The machine before its log, on its disk, where output waits for the disks.
     pub base: Option<Base>,
     /// What its disk held when its power failed.
@@ -139,6 +143,8 @@ impl Node {
             clock,
             log: None,
             log_busy: false,
+            left: None,
+            hashed_rotten: None,
             base: None,
             durable: None,
             lease_until_ns: 0,
@@ -241,9 +247,10 @@ pub fn live_primary(
 pub fn standing_backup(
     config: backup::CoreConfig,
     toy: ToyConfig,
-    defect: Option<Defect>,
+    (defect, mut first): (Option<Defect>, Option<ToyMachine>),
     now_ns: u64,
 ) -> Box<StandingBackup> {
-    let new_machine: NewMachine = Box::new(move || ToyMachine::new(toy).with_defect(defect));
+    let new_machine: NewMachine =
+        Box::new(move || first.take().unwrap_or_else(|| ToyMachine::new(toy)).with_defect(defect));
     Box::new(StandingBackup { core: Backup::new(config, now_ns), worker: ReplayWorker::new(new_machine) })
 }

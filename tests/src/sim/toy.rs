@@ -138,6 +138,16 @@ impl ToyMachine {
         (self.state.ledger_length, self.state.ledger_hash)
     }
 
+    /// The machine of another process on the same host: its memory is gone, its disk is not.
+    pub fn after_a_crash(self) -> ToyMachine {
+        ToyMachine { disk: self.disk, ..ToyMachine::new(self.config) }
+    }
+
+    /// Its disk.
+    pub fn disk_mut(&mut self) -> &mut ToyDisk {
+        &mut self.disk
+    }
+
     /// Outputs made since boot.
     pub fn outputs_made(&self) -> u64 {
         self.state.outputs_made
@@ -399,10 +409,12 @@ impl Machine for ToyMachine {
         let state = self.state_bytes();
         let digest = match extent {
             CheckpointExtent::Full => self.digest(),
-            CheckpointExtent::Epoch | CheckpointExtent::Increment => Digest::default(),
+            CheckpointExtent::Epoch | CheckpointExtent::Increment | CheckpointExtent::Disks => {
+                Digest::default()
+            }
         };
         match extent {
-            CheckpointExtent::Full => {}
+            CheckpointExtent::Full | CheckpointExtent::Disks => {}
             CheckpointExtent::Epoch => self.frozen_state = None,
             CheckpointExtent::Increment => self.frozen_state = Some(beside_memory(&state, &self.disk)),
         }
@@ -456,7 +468,11 @@ impl Machine for ToyMachine {
 
     fn kept(&self) -> Kept {
         let memory = self.moment().icount > 0;
-        Kept { memory, disks: memory }
+        Kept { memory, disks: !self.disk.is_base() }
+    }
+
+    fn revert_disks(&mut self) {
+        self.disk = ToyDisk::default();
     }
 
     fn hash_block(&mut self, _: u8, index: u64) -> Option<Digest> {

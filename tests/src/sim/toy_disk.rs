@@ -18,9 +18,13 @@ pub struct ToyDisk {
     hash: u128,
     /// Written in the present epoch.
     dirty: BTreeSet<u64>,
-    full: VecDeque<u64>,
-    full_copy: BTreeMap<u64, Bytes>,
+    full: VecDeque<DiskBlock>,
+    alone: VecDeque<DiskBlock>,
     increment: Option<FrozenIncrement>,
+    /// A block that the host's disk does not read as it was written.
+    rotten: Option<u64>,
+    /// The same, when the disk was frozen alone.
+    was_rotten: Option<u64>,
 }
 
 /// What an increment holds of the disk.
@@ -34,6 +38,7 @@ impl ToyDisk {
     /// Writes a block.
     pub fn write(&mut self, index: u64, data: Bytes) {
         let index = index % BLOCKS;
+        self.rotten = self.rotten.filter(|rotten| *rotten != index);
         let after = block_hash(index, &data);
         let before = self.blocks.insert(index, data).map_or(0, |before| block_hash(index, &before));
         self.hash = self.hash.wrapping_sub(before).wrapping_add(after);
@@ -45,9 +50,32 @@ impl ToyDisk {
         self.blocks.get(&index)
     }
 
+    /// A bit flips in a block that was written to. Whoever compares disks should see it. It does no
+    /// other harm: a toy reads its disk for nothing else.
+    pub fn rot(&mut self, number: u64) {
+        let written = self.blocks.len() as u64;
+        self.rotten = self.blocks.keys().nth((number % written.max(1)) as usize).copied();
+    }
+
+    /// The disk is well again.
+    pub fn heal(&mut self) {
+        self.rotten = None;
+    }
+
+    /// What was wrong with it when it was frozen alone.
+    pub fn was_rotten(&self) -> Option<u64> {
+        self.was_rotten
+    }
+
+    /// Whether nothing was written to it.
+    pub fn is_base(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
     /// Forgets all writes but those to blocks of which `keep` is true.
     pub fn keep_only(&mut self, keep: impl Fn(u64) -> bool) {
         let hash = &mut self.hash;
+        self.rotten = self.rotten.filter(|index| keep(*index));
         self.blocks.retain(|index, data| {
             let kept = keep(*index);
             if !kept {
@@ -66,9 +94,12 @@ impl ToyDisk {
     /// Freezes it for a checkpoint. How many blocks were written in the epoch that ends.
     pub fn begin_checkpoint(&mut self, extent: CheckpointExtent) -> u64 {
         match extent {
-            CheckpointExtent::Full => {
-                self.full = self.blocks.keys().copied().collect();
-                self.full_copy.clone_from(&self.blocks);
+            CheckpointExtent::Full | CheckpointExtent::Disks => {
+                let blocks = self.blocks.keys().map(|index| block(*index, &self.blocks)).collect();
+                *self.whole(extent) = blocks;
+                if extent == CheckpointExtent::Disks {
+                    self.was_rotten = self.rotten;
+                }
                 0
             }
             CheckpointExtent::Epoch => {
@@ -89,15 +120,30 @@ impl ToyDisk {
     /// The next blocks of a checkpoint.
     pub fn take(&mut self, extent: CheckpointExtent, limit: usize) -> Vec<DiskBlock> {
         match extent {
-            CheckpointExtent::Full => {
-                let count = limit.min(self.full.len());
-                self.full.drain(..count).map(|index| block(index, &self.full_copy)).collect()
+            CheckpointExtent::Full | CheckpointExtent::Disks => {
+                let rotten = self.was_rotten.filter(|_| extent == CheckpointExtent::Disks);
+                let whole = self.whole(extent);
+                let count = limit.min(whole.len());
+                let mut taken: Vec<DiskBlock> = whole.drain(..count).collect();
+                for block in taken.iter_mut().filter(|block| Some(block.index) == rotten) {
+                    let mut data = block.data.to_vec();
+                    data[7] ^= 1;
+                    block.data = data.into();
+                }
+                taken
             }
             CheckpointExtent::Epoch => Vec::new(),
             CheckpointExtent::Increment => self.increment.as_mut().map_or(Vec::new(), |increment| {
                 let count = limit.min(increment.left.len());
                 increment.left.drain(..count).collect()
             }),
+        }
+    }
+
+    fn whole(&mut self, extent: CheckpointExtent) -> &mut VecDeque<DiskBlock> {
+        match extent {
+            CheckpointExtent::Disks => &mut self.alone,
+            _ => &mut self.full,
         }
     }
 
@@ -109,7 +155,7 @@ impl ToyDisk {
     /// Gives a checkpoint up: what an increment froze belongs to the present epoch again.
     pub fn cancel_checkpoint(&mut self, extent: CheckpointExtent) {
         match extent {
-            CheckpointExtent::Full => self.full.clear(),
+            CheckpointExtent::Full | CheckpointExtent::Disks => self.whole(extent).clear(),
             CheckpointExtent::Epoch => {}
             CheckpointExtent::Increment => {
                 self.dirty.extend(self.increment.take().into_iter().flat_map(|increment| increment.dirty));

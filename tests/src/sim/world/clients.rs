@@ -60,6 +60,10 @@ impl World {
             PrimaryEvent::LeaseLost => self.count("lease lost"),
             PrimaryEvent::SwitchoverFailed { .. } => self.count("switchover failed"),
             PrimaryEvent::BackupLost { .. } => self.count("backup lost"),
+            PrimaryEvent::CheckpointShipped { counts, .. } if counts.saved_bytes() > 0 => {
+                self.count("join: by what differs");
+            }
+            PrimaryEvent::DisksCompared(found) => self.disks_compared(node, found),
             PrimaryEvent::ProtocolError { .. } => self.count("protocol error"),
             _ => {}
         }

@@ -2,6 +2,7 @@
 
 mod arbitration;
 mod clients;
+mod disks;
 mod leases;
 mod logs;
 mod restart;
@@ -119,6 +120,7 @@ enum What {
     ClientHears { reply: Reply },
     Log { node: usize, epoch: u64 },
     Fault,
+    CompareDisks,
     Heal { from: usize, to: usize },
     Restart { node: usize, epoch: u64 },
     StartAgain { node: usize, epoch: u64, term: u64 },
@@ -278,6 +280,7 @@ impl World {
         }
         let first_ns = self.random.between(5, 700) * MILLISECOND_NS;
         self.schedule(first_ns, What::Fault);
+        self.schedule(3 * first_ns, What::CompareDisks);
     }
 
     /// Faults, then recovery, then the last look.
@@ -426,6 +429,7 @@ impl World {
             What::ClientHears { reply } => self.client_hears(&reply),
             What::Log { node, epoch } if self.lives(node, epoch) => self.log_turn(node),
             What::Fault => self.fault(),
+            What::CompareDisks => self.compare_disks(),
             What::Heal { from, to } => self.heal(from, to),
             What::Restart { node, epoch } if self.lives(node, epoch) => self.start_backup(node),
             What::StartAgain { node, epoch, term } if self.lives(node, epoch) => {

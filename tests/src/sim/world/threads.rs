@@ -53,10 +53,11 @@ impl World {
         if !self.shape.durable {
             self.begin_log(node, machine.identity(), (0, 0));
         }
+        let first = self.left_to(node);
         let clock_ns = self.clock_ns(node);
         self.count("start backup");
         self.trace(|| format!("{} starts as a backup", self.nodes[node].name));
-        self.nodes[node].role = Role::Backup(standing_backup(config, self.toy, defect, clock_ns));
+        self.nodes[node].role = Role::Backup(standing_backup(config, self.toy, (defect, first), clock_ns));
         self.pump(node);
     }
 
@@ -72,7 +73,7 @@ impl World {
     pub(super) fn end_node(&mut self, node: usize) {
         self.end_log(node, false);
         self.nodes[node].remember_covered();
-        self.nodes[node].role = Role::Down;
+        self.leave(node);
         self.nodes[node].refused = false;
         self.nodes[node].asked_set = None;
         self.nodes[node].base = None;
@@ -142,6 +143,8 @@ impl World {
                     let (name, text) = (self.nodes[node].name.clone(), divergence.to_string());
                     return self.checks.diverged(&name, &text);
                 }
+                self.note_hashed(node, &report);
+                let Role::Backup(_) = &self.nodes[node].role else { return };
                 if matches!(report.report, ReplayReport::Diverged(_)) {
                     // What it acknowledged before may leave until its primary hears of it.
                     self.nodes[node].remember_covered();
@@ -395,9 +398,11 @@ impl World {
         let Role::Backup(standing) = std::mem::replace(&mut self.nodes[node].role, Role::Down) else {
             return;
         };
-        let Some(machine) = standing.worker.into_machine() else {
+        let Some(mut machine) = standing.worker.into_machine() else {
             return self.checks.violation("a takeover without a machine".to_owned());
         };
+        // Only backups' disks are not what they should be, so that it is known whose.
+        machine.disk_mut().heal();
         if self.options.mutation == Some(Mutation::ForgetReissue) {
             start.reissue.clear();
         }

@@ -236,7 +236,7 @@ impl World {
     }
 
     /// The operator tells the record's holder something.
-    fn operator_says(&mut self, command: primary::Operator) -> bool {
+    pub(super) fn operator_says(&mut self, command: primary::Operator) -> bool {
         let Some(holder) = self.record().and_then(|record| self.position_of(&record.holder)) else {
             return false;
         };
