@@ -56,6 +56,76 @@ fn a_backup_without_the_disk_image_gets_it_from_the_primary() {
     assert!(std::fs::read(cluster.path("b.img")).unwrap() == image);
     assert!(std::fs::read(cluster.path("b.img.old")).unwrap() == other);
     assert!(cluster.errors("b").contains("65536 of"), "{}", cluster.errors("b"));
+    cluster.kill("b");
+    cluster.wait("a", "alone", |status| status["state"] == "alone");
+    // An agent, too, and one that keeps the image in another format.
+    for option in ["", ",format=qcow2"] {
+        let path = cluster.path(&format!("c{}.img", option.len()));
+        let disk = format!("{},snapshot{option}", path.display());
+        cluster.start("agent", "b", &nodes, &["--disk", &disk]);
+        cluster.wait_protected("a");
+        let (ours, theirs) = (cluster.path("a.img"), format!("{}{option}", path.display()));
+        let compared = secondwind(&["verify-disk", ours.to_str().unwrap(), &theirs]);
+        assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+        cluster.kill("b");
+        cluster.wait("a", "alone", |status| status["state"] == "alone");
+    }
+    assert_eq!(&std::fs::read(cluster.path("c13.img")).unwrap()[..4], b"QFI\xfb");
+}
+
+/// An overlay in which blocks 0 to 19 hold what tells them apart.
+#[allow(clippy::unwrap_used)] // It is a part of tests.
+fn written_overlay(cluster: &Cluster) {
+    let block = |number: u32| {
+        let mut block = vec![number as u8 + 1; 4096];
+        block[..12].copy_from_slice(format!("BLOCK-{number:06}").as_bytes());
+        block
+    };
+    let mut changed: Vec<u8> = (0..20).flat_map(block).collect();
+    changed.resize(1 << 20, 0);
+    let [base, changed_path] = ["base.img", "changed.img"].map(|name| cluster.path(name));
+    std::fs::write(&base, vec![0; 1 << 20]).unwrap();
+    std::fs::write(&changed_path, changed).unwrap();
+    let mut convert = std::process::Command::new("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2", "-F", "raw", "-B"]);
+    let made = convert.arg(&base).arg(&changed_path).arg(cluster.path("a.qcow2")).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn what_verify_disk_says_is_true_in_every_mode_and_needs_qemu() {
+    for mode in ["replay", "hybrid", "checkpoint"] {
+        let mut cluster = Cluster::new();
+        written_overlay(&cluster);
+        let nodes = ["a", "b"];
+        for (command, node) in [("primary", "a"), ("backup", "b")] {
+            let (base, overlay) = (cluster.path("base.img"), cluster.path(&format!("{node}.qcow2")));
+            let disk = format!("{},overlay={}", base.display(), overlay.display());
+            cluster.start(command, node, &nodes, &["--mode", mode, "--disk", &disk]);
+        }
+        let status = cluster.wait_protected("a");
+        assert!(status["backups"][0]["resync"]["shipped_bytes"].as_u64() >= Some(20 * 4096), "{status}");
+        let socket = cluster.socket("a").display().to_string();
+        let verify = || {
+            let output = secondwind(&["verify-disk", &socket, "--json"]);
+            let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            (output.status.code(), found)
+        };
+        let (code, found) = verify();
+        assert_eq!((code, found["equal"].as_bool()), (Some(0), Some(true)), "{mode}: {found}");
+        assert!(found["written_blocks"].as_u64() >= Some(20), "{mode}: {found}");
+        assert_eq!(found["backups"][0]["node"], "b");
+
+        // A bit of block 7 flips on the disk of a.
+        let path = cluster.path("a.qcow2");
+        let overlay = std::fs::read(&path).unwrap();
+        let at = overlay.windows(12).position(|bytes| bytes == b"BLOCK-000007").unwrap() + 100;
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[overlay[at] ^ 1], at as u64).unwrap();
+        let (code, found) = verify();
+        assert_eq!((code, found["equal"].as_bool()), (Some(3), Some(false)), "{mode}: {found}");
+        assert_eq!(found["backups"][0]["first_blocks"], serde_json::json!([[0, 7]]), "{mode}: {found}");
+    }
 }
 
 #[test]

@@ -5,6 +5,10 @@
 //!   FILE.sync of an earlier attempt, and FILE as it was ──┐ same hash: taken from here
 //!   the primary's image: identity, hashes, contents ──────┴─> FILE.sync ──whole hash right──> FILE
 //! ```
+//!
+//! Images are compared and copied as the guest reads them, so the two sides may keep them in different
+//! formats. `FILE.sync` is raw, so that a sync that is killed goes on where it was; where FILE is to be
+//! qcow2, it is written from there at the end.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -132,10 +136,14 @@ pub async fn sync_image(
         return Ok(None);
     }
     let is_file = std::fs::metadata(&spec.path).map_or(true, |metadata| metadata.is_file());
-    if spec.format == Some(Format::Qcow2) || !is_file {
-        bail!("{shown} is not the primary's image, and only raw files are made here; copy it by hand");
+    if !is_file {
+        bail!("{shown} is not the primary's image, and only files are made here; copy it by hand");
     }
-    let mut sink = Sink::open(&spec.path, identity.image_bytes, old)?;
+    let format = match (spec.format, &old) {
+        (None, Some(_)) => below(spec).recorded()?.1,
+        (format, _) => format.unwrap_or(Format::Raw),
+    };
+    let mut sink = Sink::open(&spec.path, format, identity.image_bytes, old)?;
     let mut so_far = SyncProgress { total_bytes: identity.image_bytes, ..SyncProgress::default() };
     while so_far.done_bytes < so_far.total_bytes {
         let at = so_far.done_bytes;
@@ -172,6 +180,8 @@ fn below(spec: &DiskSpec) -> DiskSpec {
 /// The file that becomes the image.
 struct Sink {
     path: PathBuf,
+    /// Of the image that it becomes.
+    format: Format,
     sync_path: PathBuf,
     file: File,
     len_bytes: u64,
@@ -179,14 +189,14 @@ struct Sink {
 }
 
 impl Sink {
-    fn open(path: &Path, len_bytes: u64, old: Option<Box<dyn Image>>) -> Result<Sink> {
+    fn open(path: &Path, format: Format, len_bytes: u64, old: Option<Box<dyn Image>>) -> Result<Sink> {
         let sync_path = with_suffix(path, ".sync");
         let refused = || format!("cannot write {}; free some space", sync_path.display());
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(false).open(&sync_path);
         let file = file.with_context(refused)?;
         file.set_len(len_bytes).with_context(refused)?;
-        Ok(Sink { path: path.to_owned(), sync_path, file, len_bytes, old })
+        Ok(Sink { path: path.to_owned(), format, sync_path, file, len_bytes, old })
     }
 
     /// Which of the chunks from `at` on are nowhere here; those that are in the image as it was are
@@ -240,11 +250,30 @@ impl Sink {
         if disk::hash_of(&*image, &self.sync_path)? != expected {
             bail!("{shown} is not the primary's image after all; remove it and try again");
         }
+        let made = match self.format {
+            Format::Raw => self.sync_path.clone(),
+            Format::Qcow2 => {
+                let made = with_suffix(&self.path, ".qcow2.sync");
+                disk::write_qcow2(&made, &*image)?;
+                let qcow2 = DiskSpec { format: Some(Format::Qcow2), ..DiskSpec::new(made.clone()) };
+                if disk::hash_of(&*disk::open_to_read(&qcow2)?, &made)? != expected {
+                    bail!(
+                        "{} was not written as it should be; see to the disk, and try again",
+                        made.display()
+                    );
+                }
+                made
+            }
+        };
+        drop(image);
         if self.path.exists() {
             std::fs::rename(&self.path, with_suffix(&self.path, ".old"))?;
         }
-        std::fs::rename(&self.sync_path, &self.path)?;
+        std::fs::rename(&made, &self.path)?;
         disk::sync_folder(&self.path)?;
+        if made != self.sync_path {
+            std::fs::remove_file(&self.sync_path)?;
+        }
         Ok(())
     }
 }

@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use link::arbitration::Record;
 
 use crate::disk::DiskMode;
 use crate::options::{CheckpointOptions, ConfigFile, PairOptions, ProtectionOptions, VmOptions};
@@ -158,11 +159,27 @@ impl CommonArgs {
     }
 }
 
+/// Whether this node will follow another, as far as the arbiter's record says.
+async fn follows(settings: &Settings, role: FirstRole) -> Result<bool> {
+    let first = match role {
+        FirstRole::Follow => return Ok(true),
+        FirstRole::Lead { .. } => return Ok(false),
+        FirstRole::AsRecorded { first } => first,
+    };
+    let arbiter = settings.arbiter.shared();
+    let record = tokio::task::spawn_blocking(move || arbiter.read()).await??;
+    // With backups, another may go on with the machine, unless this node's own log is enough.
+    let leads = |record: Record| {
+        record.holder == settings.node && (record.backups.is_empty() || settings.is_durable())
+    };
+    Ok(!record.map_or(first, leads))
+}
+
 fn run(settings: Settings, vm: Vm, role: FirstRole) -> Result<ExitCode> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     let runtime = builder.worker_threads(2).enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
-        if role == FirstRole::Follow {
+        if follows(&settings, role).await? {
             image_sync::fetch_images(&settings, &vm).await?;
         }
         let machine = vm.build(DiskMode::Overlay)?;

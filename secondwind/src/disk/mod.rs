@@ -45,6 +45,8 @@ pub enum DiskMode {
     Overlay,
 }
 
+/// What is copied at once.
+const COPIED_BYTES: u64 = 1 << 20;
 /// Nobody waits this long without being told.
 const PROGRESS_AFTER: Duration = Duration::from_secs(1);
 
@@ -81,6 +83,34 @@ pub fn open(spec: &DiskSpec, mode: DiskMode) -> Result<Box<dyn BlockStore>> {
 /// When a file of it is not there, is written to, is damaged or cannot be served.
 pub fn open_to_read(spec: &DiskSpec) -> Result<Box<dyn Image>> {
     Ok(open_image(spec, Access::Read)?.0)
+}
+
+/// Writes a new qcow2 image, which stands on no other, with these contents. What was at `path` is
+/// written over: nobody may use it.
+///
+/// # Errors
+/// When the host cannot.
+pub fn write_qcow2(path: &Path, from: &dyn Image) -> Result<()> {
+    let refused = || format!("cannot write {}; free some space", path.display());
+    qcow2::create_image(path, from.len_bytes()).with_context(refused)?;
+    let mut image = Qcow2Image::new(OpenedFile::open(path, Access::Write)?)?;
+    let mut buffer = vec![0; COPIED_BYTES as usize];
+    let mut at = 0;
+    while at < from.len_bytes() {
+        let extent = from.extent(at, from.len_bytes() - at)?;
+        let bytes = extent.len_bytes.min(if extent.is_zero { u64::MAX } else { COPIED_BYTES });
+        let piece = &mut buffer[..bytes.min(COPIED_BYTES) as usize];
+        if !extent.is_zero {
+            from.read_at(at, piece)?;
+            if piece.iter().any(|byte| *byte != 0) {
+                image.write_at(at, piece).with_context(refused)?;
+            }
+        }
+        at += bytes;
+    }
+    image.flush().with_context(refused)?;
+    drop(image);
+    std::fs::File::open(path).and_then(|file| file.sync_all()).with_context(refused)
 }
 
 /// Opens a disk of a protected machine. Its hash is that of the image below the overlay.

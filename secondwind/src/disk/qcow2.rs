@@ -247,6 +247,17 @@ pub fn create_overlay(overlay: &Path, image: &Path, format: Format, len_bytes: u
     File::open(&folder).and_then(|folder| folder.sync_all()).with_context(refused)
 }
 
+/// Makes a qcow2 image of zeros that stands on no other, in the place of what is at `path`.
+///
+/// # Errors
+/// When the host cannot.
+pub fn create_image(path: &Path, len_bytes: u64) -> io::Result<()> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+    let options = StorageOpenOptions::new().filename(path).write(true);
+    let storage = ImagoFile::from_open_file(file, options)?;
+    Qcow2::<ImagoFile>::create_builder(storage).size(len_bytes).create()
+}
+
 /// Looks whether an overlay stands on `image`.
 ///
 /// # Errors
