@@ -132,6 +132,7 @@ impl Primary {
         self.ask_for_pages();
         self.end_disk_check();
         self.progress_ending(now_ns);
+        self.pace.advance(!self.peers.is_empty(), now_ns);
     }
 
     /// Changes who is counted on, one change at a time.

@@ -31,6 +31,7 @@ mod ending;
 mod epoch;
 mod join;
 mod modes;
+mod pace;
 mod peer;
 mod report;
 mod resync;
@@ -54,6 +55,7 @@ use commit::Commit;
 use ending::Ending;
 use epoch::{Checkpoints, Epochs};
 use modes::Modes;
+use pace::Pace;
 use peer::{Connection, Peer, Phase};
 use tail::Tail;
 
@@ -158,6 +160,7 @@ pub struct Primary {
     disk_check: Option<disk_check::Check>,
     disk_checks: u64,
     modes: Modes,
+    pace: Pace,
     /// Time that the machine was busy executing, in this primacy.
     busy_ns: u64,
     /// This side's own log is on its disk up to this batch.
@@ -204,6 +207,7 @@ impl Primary {
             disk_check: None,
             disk_checks: 0,
             modes: Modes::new(config.mode),
+            pace: Pace::default(),
             busy_ns: 0,
             stored: from.sequence,
             lease_until_ns: None,
@@ -356,6 +360,7 @@ impl Primary {
             self.ending.as_ref().map(|ending| ending.due_ns),
             self.lease_until_ns.filter(|_| self.lease_told),
             self.increment_due_ns(),
+            self.pace.changes_at_ns(),
         ]
         .into_iter()
         .chain(peers)
@@ -418,12 +423,17 @@ impl Primary {
     }
 
     /// Whether the machine must rest: until output left, log was acknowledged, or a backup
-    /// is back.
+    /// is back or has come nearer.
     pub fn wants_stall(&self) -> bool {
         let hands_over = matches!(&self.ending, Some(Ending { finish: Finish::SwitchedOver { .. }, .. }));
         let waits = self.commit.fenced || hands_over || self.is_degraded();
         let unacked = self.unacked_bytes() >= self.config.unacked_max_bytes;
-        waits || unacked || self.is_over() || self.buffer.is_full()
+        waits || unacked || self.is_over() || self.buffer.is_full() || self.pace.rests()
+    }
+
+    /// Percent of the time for which the guest rests, so that backups can keep up.
+    pub fn slowed_percent(&self) -> u8 {
+        self.pace.rest_percent()
     }
 
     /// How the primacy ended, once it has.
@@ -557,6 +567,7 @@ impl Primary {
         let term = self.term();
         let mark = Some(self.batcher.safe_mark());
         let replays = self.modes.present == ProtectionMode::Replay;
+        self.pace.note_heartbeat(now_ns, self.batcher.safe_mark().time_ns);
         for peer in self.peers.values() {
             let heartbeat = Heartbeat {
                 term,
@@ -581,9 +592,12 @@ impl Primary {
             Message::HeartbeatReply(reply) => {
                 peer.detector.heartbeat(now_ns);
                 peer.replayed = reply.replayed;
+                peer.behind_ns =
+                    self.pace.lag_ns(reply.echo_ns, reply.replayed.time_ns).unwrap_or(peer.behind_ns);
                 peer.round_trip_ns = Some(now_ns.saturating_sub(reply.echo_ns));
                 let HeartbeatReply { term, held, .. } = reply;
                 self.handle_held(&node, term, held, now_ns);
+                self.pace.judge(self.lag_to_shorten_ns(), now_ns);
             }
             Message::Ack(Ack { term, sequence, durable }) => {
                 peer.detector.alive(now_ns);
@@ -616,6 +630,18 @@ impl Primary {
                 self.lose_peer(&node, "it broke the protocol", now_ns);
             }
         }
+    }
+
+    /// Guest time by which as many backups as must hold an output are behind, at most; `None` where
+    /// nobody replays, or where a slow one is to be met by a change of mode.
+    fn lag_to_shorten_ns(&self) -> Option<u64> {
+        let lags = || {
+            let replaying = |peer: &&Peer| peer.phase == Phase::Following && peer.stands.is_none();
+            self.peers.values().filter(replaying).map(|peer| peer.behind_ns)
+        };
+        let enough = self.config.release.required(lags().count());
+        let replays = self.modes.is_always(ProtectionMode::Replay);
+        lags().filter(|lag| replays && lags().filter(|other| other <= lag).count() >= enough).min()
     }
 
     /// The backup holds every batch up to `sequence`.

@@ -38,6 +38,11 @@ impl Modes {
         Modes { choice, present, wanted: present, why, auto: Auto::default() }
     }
 
+    /// Whether the operator chose this mode.
+    pub(super) fn is_always(&self, mode: ProtectionMode) -> bool {
+        self.choice == ModeChoice::Fixed(mode)
+    }
+
     /// Whether no change is under way.
     pub(super) fn is_settled(&self) -> bool {
         self.present == self.wanted

@@ -139,6 +139,8 @@ pub(super) struct Peer {
     pub(super) stood: u64,
     pub(super) detector: Detector,
     pub(super) replayed: Moment,
+    /// Guest time by which it is behind what it could have reached.
+    pub(super) behind_ns: u64,
     pub(super) round_trip_ns: Option<u64>,
     /// Since when nothing was acknowledged though something waits for it.
     pub(super) unacked_since_ns: Option<u64>,
@@ -173,6 +175,7 @@ impl Peer {
             stood: 0,
             detector,
             replayed: Moment::BOOT,
+            behind_ns: 0,
             round_trip_ns: None,
             unacked_since_ns: None,
             unacked: VecDeque::new(),

@@ -439,6 +439,7 @@ impl Inner {
             checkpoint_pause_us: self.checkpoint_pause_ns.map(|pause_ns| pause_ns / 1000),
             mode: mode.name().to_owned(),
             mode_why: why.to_owned(),
+            slowed_percent: primary.slowed_percent(),
             increments: increments.increments,
             increment_bytes: increments.packed_bytes,
             sent_bytes: self.sent_bytes(),

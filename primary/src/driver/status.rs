@@ -38,6 +38,8 @@ pub struct PrimaryStatus {
     pub mode: String,
     /// Why it is this one.
     pub mode_why: String,
+    /// Percent of the time for which the guest rests, so that its backups can keep up.
+    pub slowed_percent: u8,
     /// Increments shipped in this primacy.
     pub increments: u64,
     /// Their bytes.
