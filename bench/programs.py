@@ -151,6 +151,7 @@ class Bench:
         self.guest = debian_guest(args.debian)
         self.qemu_path = None if args.no_peer else find_qemu(args.qemu)
         self.memo = {}
+        self.growths = []  # of the measure at hand
 
     def once(self, key, make):
         """The result of `make`, made only once per run of the benchmark."""
@@ -168,18 +169,30 @@ class Bench:
     def secondwind(self, *words):
         return [self.secondwind_path, *words]
 
-    def debian(self, job, initramfs="base"):
-        """The words of a command that boots the Debian guest in Secondwind."""
-        append = f"console=ttyS0 secondwind.run={job}"
+    def has_option(self, command, option):
+        """Whether the program's command knows an option."""
+        help_text = self.once(
+            f"help-{command}", lambda: subprocess.run(self.secondwind(command, "--help"), capture_output=True, text=True)
+        )
+        return option in help_text.stdout
+
+    def debian(self, job, initramfs="base", more=""):
+        """The words of a command that boots the Debian guest in Secondwind; `more` is for the kernel."""
+        append = f"console=ttyS0 secondwind.run={job}{more}"
         image = self.guest / f"initramfs-{initramfs}.cpio.gz"
         return ["--kernel", self.guest / "Image", "--initrd", image, "--append", append, "--memory", "256M"]
 
-    def qemu(self, job, *extra, initramfs="base"):
+    def qemu(self, job, *extra, initramfs="base", harts=1, more=""):
         """A command that boots the same guest in QEMU, its console on standard output."""
         image = self.guest / f"initramfs-{initramfs}.cpio.gz"
-        command = [self.qemu_path, "-M", "virt", "-smp", "1", "-m", "256M", "-display", "none", "-monitor", "none"]
-        command += ["-no-reboot", "-nic", "none", "-serial", "stdio", "-kernel", self.guest / "Image"]
-        return [*command, "-initrd", image, "-append", f"console=ttyS0 secondwind.run={job}", *extra]
+        append = f"console=ttyS0 secondwind.run={job}{more}"
+        words = ["-kernel", self.guest / "Image", "-initrd", image, "-append", append]
+        return [*self.qemu_board("256M", harts), *words, *extra]
+
+    def qemu_board(self, memory, harts=1):
+        """QEMU without a kernel, its console on standard output."""
+        command = [self.qemu_path, "-M", "virt", "-smp", str(harts), "-m", memory, "-display", "none"]
+        return [*command, "-monitor", "none", "-no-reboot", "-nic", "none", "-serial", "stdio"]
 
 
 def build_secondwind():
