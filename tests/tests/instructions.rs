@@ -1,0 +1,11 @@
+//! The host's instructions of fixed work, against those kept.
+
+use std::process::Command;
+
+#[test]
+fn callgrind_counts_what_it_did_before() {
+    let output = Command::new(env!("CARGO_BIN_EXE_instructions")).output().expect("the program starts");
+    let (said, why) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    println!("{said}");
+    assert!(output.status.success(), "{said}{why}");
+}
