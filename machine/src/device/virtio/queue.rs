@@ -194,11 +194,11 @@ impl Queue {
         let mut table = Table { address: self.descriptors, len: self.size.into(), indirect: false };
         let mut index = u32::from(head);
         for _ in 0..self.size {
-            let descriptor = table.descriptor(ram, index)?;
-            if descriptor.flags & FLAG_INDIRECT != 0 {
+            let mut descriptor = table.descriptor(ram, index)?;
+            while descriptor.flags & FLAG_INDIRECT != 0 {
+                // Not counted: the table it leads to may have as many entries as the queue.
                 table = descriptor.indirect_table(&table)?;
-                index = 0;
-                continue;
+                descriptor = table.descriptor(ram, 0)?;
             }
             chain.push(ram, &descriptor)?;
             if descriptor.flags & FLAG_NEXT == 0 {
@@ -571,5 +571,22 @@ pub(crate) mod tests {
         driver.post_head(&mut ram, 0);
         let chain = queue.pop(&ram).unwrap();
         assert_eq!((chain.readable_bytes(), chain.writable_bytes()), (3, 5));
+    }
+
+    #[test]
+    fn an_indirect_chain_may_be_as_long_as_the_queue() {
+        for (entries, is_whole) in [(8, true), (9, false)] {
+            let (mut ram, mut queue, mut driver) = ready(8);
+            let table = RAM_BASE + 0x9000;
+            driver.descriptor(&mut ram, 0, (table, 16 * entries), FLAG_INDIRECT, 0);
+            for entry in 0..entries {
+                let flags = if entry + 1 < entries { FLAG_NEXT } else { 0 };
+                let at = table + 16 * u64::from(entry);
+                driver.descriptor_at(&mut ram, at, (table, 1), flags, entry as u16 + 1);
+            }
+            driver.post_head(&mut ram, 0);
+            let found = queue.pop(&ram).map(|chain| chain.readable_bytes());
+            assert_eq!(found, if is_whole { Ok(8) } else { Err(Broken) }, "{entries} entries");
+        }
     }
 }
