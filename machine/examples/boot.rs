@@ -1,20 +1,20 @@
 //! Boots a kernel or a bare program and prints its console: a measuring aid.
 //!
 //! `boot KERNEL [--initrd FILE] [--append WORDS] [--memory MIB] [--harts N] [--bare]
-//! [--firmware FILE] [--net] [--for SECONDS]`
+//! [--firmware FILE] [--net] [--for SECONDS] [--engine interpreter|translator|auto]`
 
 use std::io::Write;
 use std::time::Instant;
 
 use bytes::Bytes;
 use log_format::{Event, Output};
-use machine::{BootImages, CheckpointExtent, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
+use machine::{BootImages, CheckpointExtent, Engine, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
 
 #[expect(clippy::disallowed_methods, reason = "it measures real time, the machine knows none")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut config = MachineConfig::default();
     let (mut kernel, mut firmware, mut initrd) = (None, None, None);
-    let (mut bare, mut limit_s) = (false, f64::INFINITY);
+    let (mut bare, mut limit_s, mut engine) = (false, f64::INFINITY, Engine::Auto);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "--harts" => config.harts = value()?.parse()?,
             "--for" => limit_s = value()?.parse()?,
             "--net" => config.nets.push(NetConfig { mac: [2, 0, 0, 0, 0, 1] }),
+            "--engine" => engine = value()?.parse()?,
             "--bare" => bare = true,
             _ => kernel = Some(Bytes::from(std::fs::read(&word)?)),
         }
@@ -37,6 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         None => BootImages::supervisor(kernel, initrd),
     };
     let mut machine = RiscvMachine::new(config, &images, Vec::new())?;
+    machine.set_engine(engine);
     machine.inject(&Event::Entropy(Bytes::from_static(b"the same in each run")));
     let started = Instant::now();
     let mut exits = 0u64;

@@ -13,6 +13,7 @@ use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
 use crate::contract::{BegunCheckpoint, CheckpointExtent, Exit, Kept, Machine, RestoreError};
 use crate::device::virtio::HostFault;
 use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
+use crate::engine::Engine;
 use crate::hart::{Hart, HartOptions, HartState, Watched};
 use crate::output::Outputs;
 use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
@@ -104,6 +105,16 @@ impl RiscvMachine {
     /// thread, at any time; the machine stays the same.
     pub fn image_packer(&self) -> ImagePacker {
         self.plan.packer()
+    }
+
+    /// Has instructions executed by `engine` from now on: the machine stays the same.
+    pub fn set_engine(&mut self, engine: Engine) {
+        self.harts.iter_mut().for_each(|hart| hart.set_engine(engine));
+    }
+
+    /// Whether the translator executes.
+    pub fn translates(&self) -> bool {
+        self.harts.iter().all(Hart::translates)
     }
 
     /// The configuration.

@@ -42,6 +42,8 @@ const WRITTEN: u8 = HASH_STALE | DIRTY;
 const CHUNK_SHIFT: usize = 6;
 /// Writes to code that a hart may lag behind before it has to drop all it decoded.
 const CODE_JOURNAL_ENTRIES: usize = 256;
+/// Pages that became watched which a hart may lag behind before it gives up all rights to write.
+const WATCHED_JOURNAL_ENTRIES: usize = 64;
 /// Changes of page tables that a hart may lag behind before it has to drop all it derived.
 const TABLE_JOURNAL_ENTRIES: usize = 64;
 /// Changed page-table entries after which all TABLE flags are given up: pages that no
@@ -54,7 +56,8 @@ const ENTRY_VALID: u64 = 1;
 ///
 /// A hart may cache the right to write to a page (a write TLB entry) only after
 /// [`Ram::prepare_write`] for that page, and only while [`Ram::write_generation`] stays the
-/// same, and never for a page of which [`Ram::is_watched`] is true: a watched page holds
+/// same, and never for a page of which [`Ram::is_watched`] is true, which
+/// [`Ram::watched_since`] tells of: a watched page holds
 /// code or page tables that a hart caches, and every store to it goes through
 /// [`Ram::write`] or [`Ram::write_watched`]. That makes those caches invisible: they agree
 /// with memory at every instruction.
@@ -63,6 +66,10 @@ pub struct Ram {
     bytes: Box<[u8]>,
     flags: Box<[u8]>,
     write_generation: u64,
+    /// The latest pages that became watched.
+    watched: VecDeque<u64>,
+    /// How many pages were ever pushed to `watched`.
+    watched_generation: u64,
     /// The latest pages with code that were written to: what was decoded from them is stale.
     written_code: VecDeque<u64>,
     /// How many pages were ever pushed to `written_code`.
@@ -108,6 +115,8 @@ impl Ram {
             bytes: vec![0; pages * PAGE_BYTES].into_boxed_slice(),
             flags: vec![0; pages].into_boxed_slice(),
             write_generation: 0,
+            watched: VecDeque::new(),
+            watched_generation: 0,
             written_code: VecDeque::new(),
             code_generation: 0,
             code_chunks: BTreeMap::new(),
@@ -140,6 +149,27 @@ impl Ram {
     /// Changes whenever cached rights to write must be given up.
     pub fn write_generation(&self) -> u64 {
         self.write_generation
+    }
+
+    /// Changes whenever a page becomes watched.
+    #[inline]
+    pub fn watched_generation(&self) -> u64 {
+        self.watched_generation
+    }
+
+    /// Pages that became watched since `generation`, or `None` if that is too long ago to tell.
+    pub fn watched_since(&self, generation: u64) -> Option<impl Iterator<Item = u64>> {
+        let missed = usize::try_from(self.watched_generation - generation).ok()?;
+        let known = self.watched.len().checked_sub(missed)?;
+        Some(self.watched.iter().skip(known).copied())
+    }
+
+    fn note_watched(&mut self, page: u64) {
+        if self.watched.len() == WATCHED_JOURNAL_ENTRIES {
+            self.watched.pop_front();
+        }
+        self.watched.push_back(page);
+        self.watched_generation += 1;
     }
 
     /// First byte of RAM on the host, for the harts' TLBs. Valid as long as this `Ram`
@@ -268,7 +298,7 @@ impl Ram {
         *self.code_chunks.entry(page).or_insert(0) |= chunk_mask(offset, len);
         if self.flags[page as usize] & CODE == 0 {
             self.flags[page as usize] |= CODE;
-            self.write_generation += 1;
+            self.note_watched(page);
         }
     }
 
@@ -291,7 +321,7 @@ impl Ram {
         if self.flags[page as usize] & TABLE == 0 {
             self.flags[page as usize] |= TABLE;
             self.tables.push(page);
-            self.write_generation += 1;
+            self.note_watched(page);
         }
     }
 

@@ -98,7 +98,11 @@ impl RiscvMachine {
     /// itself; then does what it asks for.
     fn run_hart(&mut self, hart: usize, limit: u64) {
         let start = self.core.icount;
-        let slice_end = start.saturating_add(self.core.turn.left);
+        // A hart that is alone has one turn after the other: their ends are counted, not stopped at.
+        let slice_end = match self.harts.len() {
+            1 => u64::MAX,
+            _ => start.saturating_add(self.core.turn.left),
+        };
         let supervisor_timer_ns = self.harts[hart].timer_deadline().map(ticks_to_ns);
         let machine_timer_ns = self.board.machine_timer_ns(hart);
         let deadlines = [supervisor_timer_ns, Some(machine_timer_ns), self.board.deadline_ns()];
@@ -114,7 +118,7 @@ impl RiscvMachine {
             let stopped = self.harts[hart].take_stop();
             self.stops.note_stop(hart, stopped, retired);
         }
-        self.core.turn.left -= retired;
+        self.core.turn.left = self.left_of_turn(retired);
         self.board.settle(self.core.icount);
         if exit == HartExit::SbiCall {
             self.serve_sbi(hart);
@@ -126,6 +130,17 @@ impl RiscvMachine {
             self.core.turn.left = 0;
         }
         self.board.settle(self.core.icount);
+    }
+
+    /// What is left of the present turn after `retired` instructions, which may have been more than one
+    /// turn of a hart that is alone.
+    fn left_of_turn(&self, retired: u64) -> u64 {
+        let left = self.core.turn.left;
+        let slice = self.config.slice_instructions;
+        left.checked_sub(retired).unwrap_or_else(|| match (retired - left) % slice {
+            0 => 0,
+            of_last => slice - of_last,
+        })
     }
 
     /// Sees to it that a hart's run from `start` to `end` stops where a debugger wants it to.

@@ -40,7 +40,7 @@ fn debian(images: &BootImages, bootargs: &str) -> RiscvMachine {
         ..MachineConfig::default()
     };
     let disks: Vec<Box<dyn BlockStore>> = vec![Box::new(MemDisk::zeroed(8 << 20))];
-    RiscvMachine::new(config, images, disks).expect("it boots")
+    common::machine(config, images, disks)
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use machine::Engine;
 use serde::Deserialize;
 
 use crate::disk::DiskSpec;
@@ -95,6 +96,13 @@ layered! {
         /// Number of harts (virtual CPUs), 1 to 8 [default: 1]
         #[arg(long, value_name = "N", help_heading = "Virtual machine")]
         harts: Option<usize>,
+        /// What executes the guest on this host: interpreter, translator (to x86-64 code) or auto
+        /// [default: auto, the translator where there is one]
+        ///
+        /// Every engine does the same: it is no part of the machine, and the two sides of a pair may
+        /// have different ones.
+        #[arg(long, value_name = "ENGINE", help_heading = "Virtual machine")]
+        engine: Option<Engine>,
         /// Network port: user, tap:NAME, tunnel:HOST:PORT or none; may be given several times
         /// [default: user]
         #[arg(long, value_name = "SPEC", help_heading = "Virtual machine")]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use backup::{Divergence, LogReplay, Progress, Replayer};
 use log_format::{LogEntry, LoggedOutput, Output, WholeIncrement};
-use machine::{Machine, RiscvMachine};
+use machine::{Engine, Machine, RiscvMachine};
 use serde_json::json;
 use store::LogReader;
 
@@ -37,6 +37,9 @@ pub struct ReplayArgs {
     /// Secret key, where the recording is of a machine restored from an encrypted checkpoint
     #[arg(long, value_name = "FILE")]
     decrypt: Option<PathBuf>,
+    /// What executes the guest: interpreter, translator (to x86-64 code) or auto, the faster one
+    #[arg(long, value_name = "ENGINE", default_value_t)]
+    engine: Engine,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -56,6 +59,7 @@ pub fn replay(args: ReplayArgs) -> Result<ExitCode> {
     let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
     let Recording { mut reader, mut replayer, .. } = Recording::open(&args.dir, secret.as_ref())?;
     let increments = increments_of(&args.dir)?;
+    replayer.machine_mut().set_engine(args.engine);
     if let Some(icount) = args.to {
         let first = replayer.moment().icount;
         if icount < first {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use log_format::SegmentHeader;
-use machine::{CheckpointExtent, Machine, RiscvMachine};
+use machine::{CheckpointExtent, Engine, Machine, RiscvMachine};
 use primary::Begun;
 use serde_json::{Value, json};
 use store::checkpoint::{Chain, CheckpointFile, CheckpointWriter, Images, SecretKey};
@@ -71,6 +71,9 @@ pub struct RestoreArgs {
     /// Where the disk images are, if not where they were: all of them, in order
     #[arg(long, value_name = "SPEC", help_heading = "Virtual machine", value_parser = disk_parser())]
     disk: Vec<DiskSpec>,
+    /// What executes the guest on this host: interpreter, translator (to x86-64 code) or auto
+    #[arg(long, value_name = "ENGINE", default_value_t, help_heading = "Virtual machine")]
+    engine: Engine,
     /// What stands behind the network ports, if not what did: all of them, in order
     #[arg(long, value_name = "SPEC", help_heading = "Virtual machine")]
     net: Vec<String>,
@@ -92,6 +95,7 @@ pub fn restore(args: &RestoreArgs) -> Result<ExitCode> {
         firmware: args.firmware.clone(),
     };
     let (mut vm, images) = recipe::decode(file, &overrides)?;
+    vm.engine = args.engine;
     args.plug_in(&mut vm)?;
     let mut machine = build(&vm, file, &images)?;
     load(&mut machine, &chain, &images)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use machine::disk::BlockStore;
 use machine::{
-    BootImages, BootKind, DiskConfig, Machine, MachineConfig, NetConfig, PrimacyStart, RiscvMachine,
+    BootImages, BootKind, DiskConfig, Engine, Machine, MachineConfig, NetConfig, PrimacyStart, RiscvMachine,
 };
 use netbuf::{Forward, NetKind, NetSpec};
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,8 @@ pub struct Vm {
     pub disks: Vec<DiskSpec>,
     /// What stands behind its network devices, in order.
     pub nets: Vec<NetSpec>,
+    /// What executes it on this host.
+    pub engine: Engine,
 }
 
 /// Where a machine's boot images are. They are read when a machine is made, and not kept:
@@ -135,7 +137,7 @@ impl Vm {
             bootargs,
             ..MachineConfig::default()
         };
-        Ok(Vm { config, images, disks, nets })
+        Ok(Vm { config, images, disks, nets, engine: options.engine.unwrap_or_default() })
     }
 
     /// Keeps what the guest writes to its disks, on this node: see [`DiskSpec::keep`].
@@ -175,7 +177,15 @@ impl Vm {
     pub fn build_with(&self, mode: DiskMode, images: &[Bytes]) -> Result<RiscvMachine> {
         let stores: Vec<Box<dyn BlockStore>> =
             self.disks.iter().map(|spec| disk::open(spec, mode)).collect::<Result<_>>()?;
-        Ok(RiscvMachine::new(self.config.clone(), &self.images.assemble(images)?, stores)?)
+        let mut machine = RiscvMachine::new(self.config.clone(), &self.images.assemble(images)?, stores)?;
+        machine.set_engine(self.engine);
+        if self.engine == Engine::Translator && !machine.translates() {
+            bail!(
+                "this host does not let code be translated (an executable mapping of an anonymous file); \
+                   use --engine auto or interpreter"
+            );
+        }
+        Ok(machine)
     }
 
     /// Whether a checkpoint of this machine could be restored.
@@ -272,7 +282,7 @@ impl Vm {
             firmware: recipe.firmware.then(|| named("firmware")).transpose()?,
         };
         let disks = recipe.disks.into_iter().map(RecordedDisk::spec).collect();
-        Ok(Vm { config: recipe.config, images, disks, nets: Vec::new() })
+        Ok(Vm { config: recipe.config, images, disks, nets: Vec::new(), engine: Engine::Auto })
     }
 }
 

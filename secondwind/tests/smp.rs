@@ -90,9 +90,9 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn replay(recording: &Path) -> Value {
+fn replay(recording: &Path, engine: &str) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_secondwind"))
-        .args(["replay", "--json"])
+        .args(["replay", "--json", "--engine", engine])
         .arg(recording)
         .output()
         .unwrap();
@@ -142,10 +142,45 @@ fn debian_on_4_harts_with_redis_and_a_build_replays() {
     assert!(!machine.said.contains("DISK-DIFFERS"), "{}", machine.said);
     machine.interrupt();
 
-    let replayed = replay(&recording);
-    assert!(replayed["digests_verified"].as_u64() >= Some(10), "{replayed}");
-    assert!(replayed["outputs_verified"].as_u64() >= Some(1_000), "{replayed}");
-    assert!(replayed["instructions"].as_u64() >= Some(1_000_000_000), "{replayed}");
+    for engine in ["auto", "interpreter"] {
+        let replayed = replay(&recording, engine);
+        assert!(replayed["digests_verified"].as_u64() >= Some(10), "{engine}: {replayed}");
+        assert!(replayed["outputs_verified"].as_u64() >= Some(1_000), "{engine}: {replayed}");
+        assert!(replayed["instructions"].as_u64() >= Some(1_000_000_000), "{engine}: {replayed}");
+    }
+}
+
+#[test]
+fn debian_recorded_by_the_interpreter_replays_with_the_other_engine() {
+    if !debian_is_there() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (recording, port) = (folder.path().join("recording"), free_port());
+    let forward = format!("{port}:6379");
+    let mut machine = Machine::start(&[
+        "record",
+        recording.to_str().unwrap(),
+        "--engine",
+        "interpreter",
+        "--guest",
+        "debian",
+        "--forward",
+        &forward,
+        "--append",
+        "secondwind.run=redis",
+    ]);
+    machine.wait_for("REDIS-READY");
+    let load = Command::new("redis-benchmark")
+        .args(["-p", &port.to_string(), "-c", "4", "-n", "300", "-t", "set,get", "--csv"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&load.stdout).contains("GET"), "{load:?}");
+    machine.interrupt();
+
+    let replayed = replay(&recording, "auto");
+    assert!(replayed["digests_verified"].as_u64() >= Some(5), "{replayed}");
+    assert!(replayed["outputs_verified"].as_u64() >= Some(300), "{replayed}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use bytes::Bytes;
 use log_format::{Digest, Output};
-use machine::{BootImages, Exit, Machine, MachineConfig, RiscvMachine};
+use machine::{BootImages, Engine, Exit, Machine, MachineConfig, RiscvMachine};
 
 const COMPILER: &str = "riscv64-unknown-elf-gcc";
 const FLAGS: [&str; 17] = [
@@ -60,11 +60,12 @@ fn program() -> Bytes {
 }
 
 /// Runs the program in pieces of `cut` instructions. What it said, and the digest at its end.
-fn run(program: &Bytes, harts: usize, slice_instructions: u64, cut: u64) -> (String, Digest) {
+fn run(program: &Bytes, engine: Engine, harts: usize, slice_instructions: u64, cut: u64) -> (String, Digest) {
     let config =
         MachineConfig { harts, slice_instructions, memory_bytes: 64 << 20, ..MachineConfig::default() };
     let images = BootImages::supervisor(program.clone(), None);
     let mut machine = RiscvMachine::new(config, &images, Vec::new()).expect("it boots");
+    machine.set_engine(engine);
     let mut said = String::new();
     loop {
         let exit = machine.run(machine.moment().icount + cut);
@@ -92,10 +93,12 @@ fn run(program: &Bytes, harts: usize, slice_instructions: u64, cut: u64) -> (Str
 #[test]
 fn compiled_harts_see_what_others_do() {
     let program = program();
-    for harts in [2, 3, 4, 8] {
+    for (harts, engine) in
+        [2, 3, 4, 8].into_iter().flat_map(|harts| Engine::all().iter().map(move |engine| (harts, *engine)))
+    {
         // Short slices end between LR and SC, and everywhere else.
         for slice_instructions in [100, 101, 1_000, 10_000] {
-            let (said, _) = run(&program, harts, slice_instructions, u64::MAX / 2);
+            let (said, _) = run(&program, engine, harts, slice_instructions, u64::MAX / 2);
             assert!(said.contains(&format!("SMP-OK {harts}\n")), "{said}");
             assert!(!said.contains("FAILED"), "{said}");
             for test in TESTS {
@@ -108,8 +111,10 @@ fn compiled_harts_see_what_others_do() {
 #[test]
 fn compiled_harts_do_the_same_however_execution_is_cut() {
     let program = program();
-    let whole = run(&program, 4, 100, u64::MAX / 2);
+    let whole = run(&program, Engine::Interpreter, 4, 100, u64::MAX / 2);
     for cut in [333, 10_000, 1_000_003] {
-        assert!(run(&program, 4, 100, cut) == whole, "cut every {cut} instructions");
+        for engine in Engine::all() {
+            assert!(run(&program, *engine, 4, 100, cut) == whole, "cut every {cut} instructions, {engine}");
+        }
     }
 }

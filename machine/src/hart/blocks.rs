@@ -13,17 +13,17 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::mem::MaybeUninit;
 use std::ptr;
 
-use super::branch;
 use super::compressed::expand;
 use super::decode::{Decoded, Flow, SINK, decode};
+use super::entry::{self, Entry};
+use super::kind::Kind;
 use super::op::{Handler, Link, MAX_BLOCK, Op, OpRef};
-use super::stops;
-use super::system;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT};
 use crate::semantics::Semantics;
 
-/// Most slots that one block takes: each instruction may have a guard and a link, and one jump ends it.
-const BLOCK_SLOTS: usize = 3 * MAX_BLOCK as usize + 2;
+/// Most slots that one block takes: an entry begins it, each instruction may have a guard and a link,
+/// and one jump ends it.
+const BLOCK_SLOTS: usize = 3 * MAX_BLOCK as usize + 4;
 /// Slots at the start of the arena for blocks that are used once.
 const SCRATCH_SLOTS: usize = BLOCK_SLOTS;
 /// Entries of the jump cache.
@@ -34,7 +34,7 @@ const LAST_OFFSET: usize = PAGE_BYTES - 2;
 type Slot = MaybeUninit<Op>;
 
 /// What is known of an op and not needed to execute it.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Side {
     /// The instruction, as it is in memory.
     instruction: u32,
@@ -42,7 +42,11 @@ struct Side {
     offset: u16,
     /// At the first op of a block: instructions in the block.
     block_count: u8,
+    /// What the op is.
+    kind: Kind,
 }
+
+const NO_SIDE: Side = Side { instruction: 0, offset: 0, block_count: 0, kind: Kind::Nothing };
 
 /// Where to go for a guest-virtual address.
 #[derive(Clone, Copy)]
@@ -60,6 +64,16 @@ pub(super) struct Block {
     pub first: *const Op,
     /// Instructions it may retire.
     pub count: u64,
+}
+
+/// An op in the arena.
+pub(super) struct Row<'a> {
+    pub op: &'a Op,
+    pub kind: Kind,
+    /// Where the instruction is in its page.
+    pub offset: u16,
+    /// Where the op is in the arena.
+    pub index: u32,
 }
 
 /// Where the bytes of a block come from.
@@ -85,6 +99,9 @@ pub(super) struct Blocks {
     guarded: Vec<u16>,
     /// Changes when everything is dropped.
     pub epoch: u64,
+    /// Entries of a block after which it is translated; `None` where blocks are interpreted only and
+    /// have no entry.
+    hot_after: Option<u32>,
     /// What there is to decode.
     semantics: Semantics,
 }
@@ -93,11 +110,12 @@ pub(super) struct Blocks {
 unsafe impl Send for Blocks {}
 
 impl Blocks {
-    /// A cache of at most about `bytes` bytes.
-    pub fn new(bytes: usize, semantics: Semantics) -> Blocks {
+    /// A cache of at most about `bytes` bytes, of blocks that are translated after `hot_after`
+    /// entries.
+    pub fn new(bytes: usize, semantics: Semantics, hot_after: Option<u32>) -> Blocks {
         let slots = (bytes / (size_of::<Op>() + size_of::<Side>())).max(16 * BLOCK_SLOTS);
         let mut side = Vec::with_capacity(slots);
-        side.resize(SCRATCH_SLOTS, Side::default());
+        side.resize(SCRATCH_SLOTS, NO_SIDE);
         Blocks {
             arena: Box::new_uninit_slice(slots),
             side,
@@ -106,6 +124,7 @@ impl Blocks {
             jumps: Box::new([NO_JUMP; JUMPS]),
             guarded: Vec::new(),
             epoch: 0,
+            hot_after,
             semantics,
         }
     }
@@ -117,6 +136,13 @@ impl Blocks {
         self.straddling.clear();
         self.jumps.fill(NO_JUMP);
         self.epoch += 1;
+    }
+
+    /// Changes after how many entries a block is translated, if ever. Drops everything; the caller must
+    /// give up every fetch context.
+    pub fn set_hot_after(&mut self, hot_after: Option<u32>) {
+        self.hot_after = hot_after;
+        self.clear();
     }
 
     /// Has guards put before the instructions at these offsets in their pages, and before no
@@ -223,6 +249,51 @@ impl Blocks {
         self.side[self.index_of(op.as_ptr())].instruction
     }
 
+    /// The entry of a block, if it has one: a block that is executed once, and one that is
+    /// interpreted only, has none.
+    pub fn entry_of(&self, block: Block) -> Option<&Entry> {
+        let index = self.index_of(block.first);
+        // SAFETY: behind the op that enters a block is its entry (`push_entry`).
+        (self.side[index].kind == Kind::Enter).then(|| unsafe { OpRef::new(block.first).entry() })
+    }
+
+    /// The op at a place in the arena, with what is known of it.
+    pub fn row(&self, index: usize) -> Row<'_> {
+        assert!(index < self.side.len(), "a place in the arena that holds an op");
+        // SAFETY: places below the length of `side` hold an op, a link or an entry, which are as large
+        // and made of integers and addresses; a row's link is looked at only behind a jump.
+        let op = unsafe { &*self.arena[index].as_ptr() };
+        let Side { offset, kind, .. } = self.side[index];
+        Row { op, kind, offset, index: index as u32 }
+    }
+
+    /// The link behind the jump at a place in the arena.
+    pub fn link_at(&self, index: usize) -> &Link {
+        assert!(self.side[index].kind.has_link(), "a jump");
+        // SAFETY: behind an op of such a kind is its link.
+        unsafe { OpRef::new(self.arena[index].as_ptr()).link() }
+    }
+
+    /// Copies the op at a place in the arena, which is no jump, to where one op is executed and those
+    /// behind it are not.
+    #[inline]
+    pub fn isolate(&mut self, index: usize) -> OpRef {
+        debug_assert!(!self.side[index].kind.has_link());
+        self.arena[0] = self.arena[index];
+        self.side[0] = self.side[index];
+        let op = Op { handler: entry::end, imm: 0, rd: SINK, rs1: 0, rs2: 0, count: 0 };
+        self.arena[1].write(op);
+        // What ends a block has no successor, and never asks where it is.
+        self.side[1] = self.side.get(index + 1).copied().unwrap_or(NO_SIDE);
+        // SAFETY: the two are a block in the sense of `OpRef`.
+        unsafe { OpRef::new(self.arena[0].as_ptr()) }
+    }
+
+    /// Where in the arena a block begins.
+    pub fn place_of(&self, block: Block) -> usize {
+        self.index_of(block.first)
+    }
+
     fn index_of(&self, op: *const Op) -> usize {
         (op as usize - self.arena.as_ptr() as usize) / size_of::<Op>()
     }
@@ -245,6 +316,11 @@ impl Builder<'_> {
     fn build(&mut self, source: &Source<'_>, limit: usize) -> usize {
         let first = self.slot;
         let mut offset = source.offset;
+        if first >= SCRATCH_SLOTS
+            && let Some(countdown) = self.blocks.hot_after
+        {
+            self.push_entry(offset, countdown);
+        }
         loop {
             let straddles = offset >= LAST_OFFSET && self.count > 0;
             if usize::from(self.count) == limit
@@ -272,64 +348,69 @@ impl Builder<'_> {
 
     /// Returns whether the block ends here.
     fn push_decoded(&mut self, decoded: Decoded, instruction: u32, offset: usize, len: usize) -> bool {
-        let side = Side { instruction, offset: offset as u16, block_count: 0 };
+        let side = Side { instruction, offset: offset as u16, ..NO_SIDE };
         match decoded.flow {
             Flow::Next => {
-                self.push(decoded, decoded.handler, side);
+                self.push(decoded, decoded.kind.handler(), side);
                 false
             }
-            Flow::Branch { to, far } => {
-                self.push_jump(decoded, far, offset as i32 + to, side);
+            Flow::Branch { to } => {
+                self.push_jump(decoded, offset as i32 + to, side);
                 false
             }
-            Flow::Jump { to, far } => {
-                self.push_jump(decoded, far, offset as i32 + to, side);
+            Flow::Jump { to } => {
+                self.push_jump(decoded, offset as i32 + to, side);
                 true
             }
             Flow::Indirect => {
-                self.push(decoded, decoded.handler, side);
+                self.push(decoded, decoded.kind.handler(), side);
                 self.push_link((offset + len) as i32);
                 true
             }
             Flow::Leave => {
-                self.push(decoded, decoded.handler, side);
+                self.push(decoded, decoded.kind.handler(), side);
                 true
             }
         }
     }
 
+    /// Begins a block that is to be translated.
+    fn push_entry(&mut self, offset: usize, countdown: u32) {
+        let op = Op { handler: Kind::Enter.handler(), imm: 0, rd: SINK, rs1: 0, rs2: 0, count: 1 };
+        self.blocks.arena[self.slot].write(op);
+        self.set_side(Side { offset: offset as u16, kind: Kind::Enter, ..NO_SIDE });
+        let slot = self.blocks.arena[self.slot].as_mut_ptr().cast::<Entry>();
+        // SAFETY: a slot has room for an entry, which is as large as an op and no more aligned.
+        unsafe { slot.write(Entry::new(countdown)) };
+        self.set_side(NO_SIDE);
+    }
+
     /// Puts a guard before the instruction at `offset`, which is counted already.
     fn push_guard(&mut self, offset: usize) {
-        let decoded = Decoded { handler: stops::guard, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Next };
-        self.push(decoded, decoded.handler, Side { instruction: 0, offset: offset as u16, block_count: 0 });
+        let decoded = Decoded { kind: Kind::Guard, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Next };
+        self.push(decoded, Kind::Guard.handler(), Side { offset: offset as u16, ..NO_SIDE });
     }
 
     /// Ends the block by going on at `offset`.
     fn go_to(&mut self, offset: usize) {
-        let decoded = Decoded {
-            handler: branch::jal,
-            rd: SINK,
-            rs1: 0,
-            rs2: 0,
-            imm: 0,
-            flow: Flow::Jump { to: 0, far: branch::jal_far },
-        };
-        let side = Side { instruction: 0, offset: offset as u16, block_count: 0 };
-        self.push_jump(decoded, branch::jal_far, offset as i32, side);
+        let decoded =
+            Decoded { kind: Kind::Jal, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Jump { to: 0 } };
+        let side = Side { offset: offset as u16, ..NO_SIDE };
+        self.push_jump(decoded, offset as i32, side);
     }
 
     /// A jump to `target`, relative to the page.
-    fn push_jump(&mut self, decoded: Decoded, far: Handler, target: i32, side: Side) {
-        let is_near = (0..LAST_OFFSET as i32).contains(&target);
-        self.push(decoded, if is_near { decoded.handler } else { far }, side);
+    fn push_jump(&mut self, decoded: Decoded, target: i32, side: Side) {
+        let handler = if is_near(target) { decoded.kind.handler() } else { decoded.kind.far_handler() };
+        self.push(decoded, handler, side);
         self.push_link(target);
     }
 
     fn push(&mut self, decoded: Decoded, handler: Handler, side: Side) {
-        let Decoded { rd, rs1, rs2, imm, .. } = decoded;
+        let Decoded { kind, rd, rs1, rs2, imm, .. } = decoded;
         let op = Op { handler, imm, rd, rs1, rs2, count: self.count };
         self.blocks.arena[self.slot].write(op);
-        self.set_side(side);
+        self.set_side(Side { kind, ..side });
     }
 
     fn push_link(&mut self, offset: i32) {
@@ -337,7 +418,7 @@ impl Builder<'_> {
         let slot = self.blocks.arena[self.slot].as_mut_ptr().cast::<Link>();
         // SAFETY: a slot has room for a link, which is as large and as aligned as an op.
         unsafe { slot.write(link) };
-        self.set_side(Side::default());
+        self.set_side(NO_SIDE);
     }
 
     fn set_side(&mut self, side: Side) {
@@ -347,6 +428,12 @@ impl Builder<'_> {
         }
         self.slot += 1;
     }
+}
+
+/// Whether a jump from anywhere in a page to `target`, relative to the page, stays in it. The last
+/// instruction may straddle, and then depends on more than its page.
+pub(super) fn is_near(target: i32) -> bool {
+    (0..LAST_OFFSET as i32).contains(&target)
 }
 
 fn half(source: &Source<'_>, offset: usize) -> u16 {
@@ -375,7 +462,7 @@ fn decode_at(instruction: u32, offset: usize, len: usize, semantics: Semantics) 
     let expanded = if len == 2 { expand(instruction as u16) } else { Some(instruction) };
     match expanded {
         Some(code) => decode(code, offset as u32, len as u32, semantics),
-        None => Decoded { handler: system::illegal, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Leave },
+        None => Decoded { kind: Kind::Illegal, rd: SINK, rs1: 0, rs2: 0, imm: 0, flow: Flow::Leave },
     }
 }
 

@@ -1,13 +1,12 @@
 //! From instruction words to ops.
 
-use super::op::Handler;
-use super::{atomic, branch, float, integer, memory, system};
+use super::kind::Kind;
 use crate::semantics::Semantics;
 
 /// A decoded instruction, before it has a place in a block.
 #[derive(Clone, Copy)]
 pub(super) struct Decoded {
-    pub handler: Handler,
+    pub kind: Kind,
     pub rd: u8,
     pub rs1: u8,
     pub rs2: u8,
@@ -20,11 +19,10 @@ pub(super) struct Decoded {
 pub(super) enum Flow {
     /// On.
     Next,
-    /// By offset `to` from the instruction if the condition holds; `far` handles a target
-    /// in another page.
-    Branch { to: i32, far: Handler },
+    /// By offset `to` from the instruction if the condition holds.
+    Branch { to: i32 },
     /// By offset `to`, always.
-    Jump { to: i32, far: Handler },
+    Jump { to: i32 },
     /// To a computed address; needs the return address.
     Indirect,
     /// Out of the chain, always.
@@ -80,20 +78,20 @@ fn imm_j(code: u32) -> i32 {
 }
 
 impl Decoded {
-    fn new(handler: Handler, rd: u8, rs1: u8, rs2: u8, imm: i32) -> Decoded {
-        Decoded { handler, rd, rs1, rs2, imm, flow: Flow::Next }
+    fn new(kind: Kind, rd: u8, rs1: u8, rs2: u8, imm: i32) -> Decoded {
+        Decoded { kind, rd, rs1, rs2, imm, flow: Flow::Next }
     }
 
-    fn register(handler: Handler, code: u32) -> Decoded {
-        Decoded::new(handler, rd(code), rs1(code), rs2(code), code as i32)
+    fn register(kind: Kind, code: u32) -> Decoded {
+        Decoded::new(kind, rd(code), rs1(code), rs2(code), code as i32)
     }
 
-    fn immediate(handler: Handler, code: u32) -> Decoded {
-        Decoded::new(handler, rd(code), rs1(code), 0, imm_i(code))
+    fn immediate(kind: Kind, code: u32) -> Decoded {
+        Decoded::new(kind, rd(code), rs1(code), 0, imm_i(code))
     }
 
-    fn store(handler: Handler, code: u32) -> Decoded {
-        Decoded::new(handler, SINK, rs1(code), rs2(code), imm_s(code))
+    fn store(kind: Kind, code: u32) -> Decoded {
+        Decoded::new(kind, SINK, rs1(code), rs2(code), imm_s(code))
     }
 
     fn flowing(self, flow: Flow) -> Decoded {
@@ -103,7 +101,7 @@ impl Decoded {
 
 /// What is no instruction.
 fn illegal(code: u32) -> Decoded {
-    Decoded::register(system::illegal, code).flowing(Flow::Leave)
+    Decoded::register(Kind::Illegal, code).flowing(Flow::Leave)
 }
 
 /// Decodes a 32-bit instruction at `offset` in its page, of `len` bytes before expansion.
@@ -115,26 +113,26 @@ pub(super) fn decode(code: u32, offset: u32, len: u32, semantics: Semantics) -> 
         0x13 => op_imm(code),
         0x17 => {
             let imm = (code & 0xffff_f000) as i32 + offset as i32;
-            Some(Decoded::new(integer::auipc, rd(code), 0, 0, imm))
+            Some(Decoded::new(Kind::Auipc, rd(code), 0, 0, imm))
         }
         0x1b => op_imm_32(code),
         0x23 => store(code),
         0x27 => float_store(code),
         0x2f => atomic(code),
         0x33 => op(code, semantics),
-        0x37 => Some(Decoded::new(integer::load_immediate, rd(code), 0, 0, (code & 0xffff_f000) as i32)),
+        0x37 => Some(Decoded::new(Kind::LoadImmediate, rd(code), 0, 0, (code & 0xffff_f000) as i32)),
         0x3b => op_32(code),
-        0x43 => fused(code, float::fmadd_s, float::fmadd_d),
-        0x47 => fused(code, float::fmsub_s, float::fmsub_d),
-        0x4b => fused(code, float::fnmsub_s, float::fnmsub_d),
-        0x4f => fused(code, float::fnmadd_s, float::fnmadd_d),
+        0x43 => fused(code, Kind::FmaddS, Kind::FmaddD),
+        0x47 => fused(code, Kind::FmsubS, Kind::FmsubD),
+        0x4b => fused(code, Kind::FnmsubS, Kind::FnmsubD),
+        0x4f => fused(code, Kind::FnmaddS, Kind::FnmaddD),
         0x53 => float_op(code),
         0x63 => conditional(code),
-        0x67 if funct3(code) == 0 => Some(Decoded::immediate(branch::jalr, code).flowing(Flow::Indirect)),
+        0x67 if funct3(code) == 0 => Some(Decoded::immediate(Kind::Jalr, code).flowing(Flow::Indirect)),
         0x6f => {
             let return_offset = (offset + len) as i32;
-            let flow = Flow::Jump { to: imm_j(code), far: branch::jal_far };
-            Some(Decoded::new(branch::jal, rd(code), 0, 0, return_offset).flowing(flow))
+            let flow = Flow::Jump { to: imm_j(code) };
+            Some(Decoded::new(Kind::Jal, rd(code), 0, 0, return_offset).flowing(flow))
         }
         0x73 => system(code),
         _ => None,
@@ -143,55 +141,55 @@ pub(super) fn decode(code: u32, offset: u32, len: u32, semantics: Semantics) -> 
 }
 
 fn load(code: u32) -> Option<Decoded> {
-    let handler: Handler = match funct3(code) {
-        0 => memory::lb,
-        1 => memory::lh,
-        2 => memory::lw,
-        3 => memory::ld,
-        4 => memory::lbu,
-        5 => memory::lhu,
-        6 => memory::lwu,
+    let kind = match funct3(code) {
+        0 => Kind::Lb,
+        1 => Kind::Lh,
+        2 => Kind::Lw,
+        3 => Kind::Ld,
+        4 => Kind::Lbu,
+        5 => Kind::Lhu,
+        6 => Kind::Lwu,
         _ => return None,
     };
-    Some(Decoded::immediate(handler, code))
+    Some(Decoded::immediate(kind, code))
 }
 
 fn float_load(code: u32) -> Option<Decoded> {
-    let handler: Handler = match funct3(code) {
-        2 => memory::flw,
-        3 => memory::fld,
+    let kind = match funct3(code) {
+        2 => Kind::Flw,
+        3 => Kind::Fld,
         _ => return None,
     };
-    Some(Decoded::new(handler, rd_float(code), rs1(code), 0, imm_i(code)))
+    Some(Decoded::new(kind, rd_float(code), rs1(code), 0, imm_i(code)))
 }
 
 fn store(code: u32) -> Option<Decoded> {
-    let handler: Handler = match funct3(code) {
-        0 => memory::sb,
-        1 => memory::sh,
-        2 => memory::sw,
-        3 => memory::sd,
+    let kind = match funct3(code) {
+        0 => Kind::Sb,
+        1 => Kind::Sh,
+        2 => Kind::Sw,
+        3 => Kind::Sd,
         _ => return None,
     };
-    Some(Decoded::store(handler, code))
+    Some(Decoded::store(kind, code))
 }
 
 fn float_store(code: u32) -> Option<Decoded> {
-    let handler: Handler = match funct3(code) {
-        2 => memory::fsw,
-        3 => memory::fsd,
+    let kind = match funct3(code) {
+        2 => Kind::Fsw,
+        3 => Kind::Fsd,
         _ => return None,
     };
-    Some(Decoded::store(handler, code))
+    Some(Decoded::store(kind, code))
 }
 
 /// `fence`, `fence.i`, `cbo.*`. Stores are seen by fetches at once, so a fence does nothing.
 fn fence(code: u32) -> Option<Decoded> {
     match funct3(code) {
-        0 | 1 => Some(Decoded::register(integer::nothing, code)),
+        0 | 1 => Some(Decoded::register(Kind::Nothing, code)),
         2 if code >> 7 & 31 == 0 => match code >> 20 {
-            0..=2 => Some(Decoded::register(system::cbo_maintain, code)),
-            4 => Some(Decoded::register(system::cbo_zero, code)),
+            0..=2 => Some(Decoded::register(Kind::CboMaintain, code)),
+            4 => Some(Decoded::register(Kind::CboZero, code)),
             _ => None,
         },
         _ => None,
@@ -199,132 +197,132 @@ fn fence(code: u32) -> Option<Decoded> {
 }
 
 fn op_imm(code: u32) -> Option<Decoded> {
-    let shift = |handler| Some(Decoded::new(handler, rd(code), rs1(code), 0, (code >> 20 & 63) as i32));
-    let unary = |handler| Some(Decoded::new(handler, rd(code), rs1(code), 0, 0));
+    let shift = |kind| Some(Decoded::new(kind, rd(code), rs1(code), 0, (code >> 20 & 63) as i32));
+    let unary = |kind| Some(Decoded::new(kind, rd(code), rs1(code), 0, 0));
     let (source, imm) = (rs1(code), imm_i(code));
     match funct3(code) {
-        0 if source == 0 => Some(Decoded::immediate(integer::load_immediate, code)),
-        0 if imm == 0 => Some(Decoded::immediate(integer::copy, code)),
-        0 => Some(Decoded::immediate(integer::addi, code)),
-        2 => Some(Decoded::immediate(integer::slti, code)),
-        3 => Some(Decoded::immediate(integer::sltiu, code)),
-        4 => Some(Decoded::immediate(integer::xori, code)),
-        6 => Some(Decoded::immediate(integer::ori, code)),
-        7 => Some(Decoded::immediate(integer::andi, code)),
+        0 if source == 0 => Some(Decoded::immediate(Kind::LoadImmediate, code)),
+        0 if imm == 0 => Some(Decoded::immediate(Kind::Copy, code)),
+        0 => Some(Decoded::immediate(Kind::Addi, code)),
+        2 => Some(Decoded::immediate(Kind::Slti, code)),
+        3 => Some(Decoded::immediate(Kind::Sltiu, code)),
+        4 => Some(Decoded::immediate(Kind::Xori, code)),
+        6 => Some(Decoded::immediate(Kind::Ori, code)),
+        7 => Some(Decoded::immediate(Kind::Andi, code)),
         1 => match code >> 26 {
-            0x00 => shift(integer::slli),
-            0x0a => shift(integer::bseti),
-            0x12 => shift(integer::bclri),
-            0x1a => shift(integer::binvi),
+            0x00 => shift(Kind::Slli),
+            0x0a => shift(Kind::Bseti),
+            0x12 => shift(Kind::Bclri),
+            0x1a => shift(Kind::Binvi),
             0x18 => match code >> 20 & 63 {
-                0 => unary(integer::clz),
-                1 => unary(integer::ctz),
-                2 => unary(integer::cpop),
-                4 => unary(integer::sext_b),
-                5 => unary(integer::sext_h),
+                0 => unary(Kind::Clz),
+                1 => unary(Kind::Ctz),
+                2 => unary(Kind::Cpop),
+                4 => unary(Kind::SextB),
+                5 => unary(Kind::SextH),
                 _ => None,
             },
             _ => None,
         },
         _ => match code >> 26 {
-            0x00 => shift(integer::srli),
-            0x10 => shift(integer::srai),
-            0x12 => shift(integer::bexti),
-            0x18 => shift(integer::rori),
-            0x0a if code >> 20 & 63 == 7 => unary(integer::orc_b),
-            0x1a if code >> 20 & 63 == 56 => unary(integer::rev8),
+            0x00 => shift(Kind::Srli),
+            0x10 => shift(Kind::Srai),
+            0x12 => shift(Kind::Bexti),
+            0x18 => shift(Kind::Rori),
+            0x0a if code >> 20 & 63 == 7 => unary(Kind::OrcB),
+            0x1a if code >> 20 & 63 == 56 => unary(Kind::Rev8),
             _ => None,
         },
     }
 }
 
 fn op_imm_32(code: u32) -> Option<Decoded> {
-    let shift = |handler| Some(Decoded::new(handler, rd(code), rs1(code), 0, (code >> 20 & 63) as i32));
+    let shift = |kind| Some(Decoded::new(kind, rd(code), rs1(code), 0, (code >> 20 & 63) as i32));
     match (funct3(code), funct7(code)) {
-        (0, _) => Some(Decoded::immediate(integer::addiw, code)),
-        (1, 0x00) => shift(integer::slliw),
-        (1, 0x04 | 0x05) => shift(integer::slli_uw),
+        (0, _) => Some(Decoded::immediate(Kind::Addiw, code)),
+        (1, 0x00) => shift(Kind::Slliw),
+        (1, 0x04 | 0x05) => shift(Kind::SlliUw),
         (1, 0x30) => match code >> 20 & 31 {
-            0 => shift(integer::clzw),
-            1 => shift(integer::ctzw),
-            2 => shift(integer::cpopw),
+            0 => shift(Kind::Clzw),
+            1 => shift(Kind::Ctzw),
+            2 => shift(Kind::Cpopw),
             _ => None,
         },
-        (5, 0x00) => shift(integer::srliw),
-        (5, 0x20) => shift(integer::sraiw),
-        (5, 0x30) => shift(integer::roriw),
+        (5, 0x00) => shift(Kind::Srliw),
+        (5, 0x20) => shift(Kind::Sraiw),
+        (5, 0x30) => shift(Kind::Roriw),
         _ => None,
     }
 }
 
 fn op(code: u32, semantics: Semantics) -> Option<Decoded> {
-    let handler: Handler = match (funct7(code), funct3(code)) {
+    let kind = match (funct7(code), funct3(code)) {
         (0x00, 0) if rs1(code) == 0 => {
-            return Some(Decoded::new(integer::copy, rd(code), rs2(code), 0, 0));
+            return Some(Decoded::new(Kind::Copy, rd(code), rs2(code), 0, 0));
         }
-        (0x00, 0) => integer::add,
-        (0x00, 1) => integer::sll,
-        (0x00, 2) => integer::slt,
-        (0x00, 3) => integer::sltu,
-        (0x00, 4) => integer::xor,
-        (0x00, 5) => integer::srl,
-        (0x00, 6) => integer::or,
-        (0x00, 7) => integer::and,
-        (0x20, 0) => integer::sub,
-        (0x20, 5) => integer::sra,
-        (0x01, 0) => integer::mul,
-        (0x01, 1) => integer::mulh,
-        (0x01, 2) => integer::mulhsu,
-        (0x01, 3) => integer::mulhu,
-        (0x01, 4) => integer::div,
-        (0x01, 5) => integer::divu,
-        (0x01, 6) => integer::rem,
-        (0x01, 7) => integer::remu,
-        (0x10, 2) => integer::sh1add,
-        (0x10, 4) => integer::sh2add,
-        (0x10, 6) => integer::sh3add,
-        (0x20, 4) => integer::xnor,
-        (0x20, 6) => integer::orn,
-        (0x20, 7) => integer::andn,
-        (0x05, 4) => integer::min,
-        (0x05, 5) => integer::minu,
-        (0x05, 6) => integer::max,
-        (0x05, 7) => integer::maxu,
-        (0x30, 1) => integer::rol,
-        (0x30, 5) => integer::ror,
-        (0x24, 1) => integer::bclr,
-        (0x24, 5) => integer::bext,
-        (0x34, 1) => integer::binv,
-        (0x14, 1) => integer::bset,
-        (0x07, 5) if semantics.has_zicond() => integer::czero_eqz,
-        (0x07, 7) if semantics.has_zicond() => integer::czero_nez,
+        (0x00, 0) => Kind::Add,
+        (0x00, 1) => Kind::Sll,
+        (0x00, 2) => Kind::Slt,
+        (0x00, 3) => Kind::Sltu,
+        (0x00, 4) => Kind::Xor,
+        (0x00, 5) => Kind::Srl,
+        (0x00, 6) => Kind::Or,
+        (0x00, 7) => Kind::And,
+        (0x20, 0) => Kind::Sub,
+        (0x20, 5) => Kind::Sra,
+        (0x01, 0) => Kind::Mul,
+        (0x01, 1) => Kind::Mulh,
+        (0x01, 2) => Kind::Mulhsu,
+        (0x01, 3) => Kind::Mulhu,
+        (0x01, 4) => Kind::Div,
+        (0x01, 5) => Kind::Divu,
+        (0x01, 6) => Kind::Rem,
+        (0x01, 7) => Kind::Remu,
+        (0x10, 2) => Kind::Sh1add,
+        (0x10, 4) => Kind::Sh2add,
+        (0x10, 6) => Kind::Sh3add,
+        (0x20, 4) => Kind::Xnor,
+        (0x20, 6) => Kind::Orn,
+        (0x20, 7) => Kind::Andn,
+        (0x05, 4) => Kind::Min,
+        (0x05, 5) => Kind::Minu,
+        (0x05, 6) => Kind::Max,
+        (0x05, 7) => Kind::Maxu,
+        (0x30, 1) => Kind::Rol,
+        (0x30, 5) => Kind::Ror,
+        (0x24, 1) => Kind::Bclr,
+        (0x24, 5) => Kind::Bext,
+        (0x34, 1) => Kind::Binv,
+        (0x14, 1) => Kind::Bset,
+        (0x07, 5) if semantics.has_zicond() => Kind::CzeroEqz,
+        (0x07, 7) if semantics.has_zicond() => Kind::CzeroNez,
         _ => return None,
     };
-    Some(Decoded::register(handler, code))
+    Some(Decoded::register(kind, code))
 }
 
 fn op_32(code: u32) -> Option<Decoded> {
-    let handler: Handler = match (funct7(code), funct3(code)) {
-        (0x00, 0) => integer::addw,
-        (0x00, 1) => integer::sllw,
-        (0x00, 5) => integer::srlw,
-        (0x20, 0) => integer::subw,
-        (0x20, 5) => integer::sraw,
-        (0x01, 0) => integer::mulw,
-        (0x01, 4) => integer::divw,
-        (0x01, 5) => integer::divuw,
-        (0x01, 6) => integer::remw,
-        (0x01, 7) => integer::remuw,
-        (0x04, 0) => integer::add_uw,
-        (0x04, 4) if rs2(code) == 0 => integer::zext_h,
-        (0x10, 2) => integer::sh1add_uw,
-        (0x10, 4) => integer::sh2add_uw,
-        (0x10, 6) => integer::sh3add_uw,
-        (0x30, 1) => integer::rolw,
-        (0x30, 5) => integer::rorw,
+    let kind = match (funct7(code), funct3(code)) {
+        (0x00, 0) => Kind::Addw,
+        (0x00, 1) => Kind::Sllw,
+        (0x00, 5) => Kind::Srlw,
+        (0x20, 0) => Kind::Subw,
+        (0x20, 5) => Kind::Sraw,
+        (0x01, 0) => Kind::Mulw,
+        (0x01, 4) => Kind::Divw,
+        (0x01, 5) => Kind::Divuw,
+        (0x01, 6) => Kind::Remw,
+        (0x01, 7) => Kind::Remuw,
+        (0x04, 0) => Kind::AddUw,
+        (0x04, 4) if rs2(code) == 0 => Kind::ZextH,
+        (0x10, 2) => Kind::Sh1addUw,
+        (0x10, 4) => Kind::Sh2addUw,
+        (0x10, 6) => Kind::Sh3addUw,
+        (0x30, 1) => Kind::Rolw,
+        (0x30, 5) => Kind::Rorw,
         _ => return None,
     };
-    Some(Decoded::register(handler, code))
+    Some(Decoded::register(kind, code))
 }
 
 fn atomic(code: u32) -> Option<Decoded> {
@@ -333,40 +331,40 @@ fn atomic(code: u32) -> Option<Decoded> {
         3 => true,
         _ => return None,
     };
-    let pick = |word: Handler, double: Handler| if is_double { double } else { word };
-    let sized = |handler| {
+    let pick = |word: Kind, double: Kind| if is_double { double } else { word };
+    let sized = |kind| {
         let size = if is_double { 8 } else { 4 };
-        Some(Decoded { imm: size, ..Decoded::register(handler, code) })
+        Some(Decoded { imm: size, ..Decoded::register(kind, code) })
     };
-    let handler = match code >> 27 {
-        0x02 if rs2(code) == 0 => return sized(atomic::load_reserved),
-        0x03 => return sized(atomic::store_conditional),
-        0x00 => pick(atomic::amoadd_w, atomic::amoadd_d),
-        0x01 => pick(atomic::amoswap_w, atomic::amoswap_d),
-        0x04 => pick(atomic::amoxor_w, atomic::amoxor_d),
-        0x08 => pick(atomic::amoor_w, atomic::amoor_d),
-        0x0c => pick(atomic::amoand_w, atomic::amoand_d),
-        0x10 => pick(atomic::amomin_w, atomic::amomin_d),
-        0x14 => pick(atomic::amomax_w, atomic::amomax_d),
-        0x18 => pick(atomic::amominu_w, atomic::amominu_d),
-        0x1c => pick(atomic::amomaxu_w, atomic::amomaxu_d),
+    let kind = match code >> 27 {
+        0x02 if rs2(code) == 0 => return sized(Kind::LoadReserved),
+        0x03 => return sized(Kind::StoreConditional),
+        0x00 => pick(Kind::AmoaddW, Kind::AmoaddD),
+        0x01 => pick(Kind::AmoswapW, Kind::AmoswapD),
+        0x04 => pick(Kind::AmoxorW, Kind::AmoxorD),
+        0x08 => pick(Kind::AmoorW, Kind::AmoorD),
+        0x0c => pick(Kind::AmoandW, Kind::AmoandD),
+        0x10 => pick(Kind::AmominW, Kind::AmominD),
+        0x14 => pick(Kind::AmomaxW, Kind::AmomaxD),
+        0x18 => pick(Kind::AmominuW, Kind::AmominuD),
+        0x1c => pick(Kind::AmomaxuW, Kind::AmomaxuD),
         _ => return None,
     };
-    Some(Decoded::register(handler, code))
+    Some(Decoded::register(kind, code))
 }
 
 fn conditional(code: u32) -> Option<Decoded> {
-    let (near, far): (Handler, Handler) = match funct3(code) {
-        0 => (branch::beq, branch::beq_far),
-        1 => (branch::bne, branch::bne_far),
-        4 => (branch::blt, branch::blt_far),
-        5 => (branch::bge, branch::bge_far),
-        6 => (branch::bltu, branch::bltu_far),
-        7 => (branch::bgeu, branch::bgeu_far),
+    let kind = match funct3(code) {
+        0 => Kind::Beq,
+        1 => Kind::Bne,
+        4 => Kind::Blt,
+        5 => Kind::Bge,
+        6 => Kind::Bltu,
+        7 => Kind::Bgeu,
         _ => return None,
     };
-    let flow = Flow::Branch { to: imm_b(code), far };
-    Some(Decoded::new(near, SINK, rs1(code), rs2(code), 0).flowing(flow))
+    let flow = Flow::Branch { to: imm_b(code) };
+    Some(Decoded::new(kind, SINK, rs1(code), rs2(code), 0).flowing(flow))
 }
 
 fn system(code: u32) -> Option<Decoded> {
@@ -374,22 +372,22 @@ fn system(code: u32) -> Option<Decoded> {
         return None;
     }
     if funct3(code) != 0 {
-        return Some(Decoded::register(system::csr, code));
+        return Some(Decoded::register(Kind::Csr, code));
     }
-    let plain = |handler, flow| Some(Decoded::register(handler, code).flowing(flow));
+    let plain = |kind, flow| Some(Decoded::register(kind, code).flowing(flow));
     match code {
-        0x0000_0073 => plain(system::ecall, Flow::Next),
-        0x0010_0073 => plain(system::ebreak, Flow::Leave),
-        0x1020_0073 => plain(system::sret, Flow::Next),
-        0x3020_0073 => plain(system::mret, Flow::Next),
-        0x1050_0073 => plain(system::wfi, Flow::Next),
-        _ if funct7(code) == 0x09 && code >> 7 & 31 == 0 => plain(system::sfence_vma, Flow::Next),
+        0x0000_0073 => plain(Kind::Ecall, Flow::Next),
+        0x0010_0073 => plain(Kind::Ebreak, Flow::Leave),
+        0x1020_0073 => plain(Kind::Sret, Flow::Next),
+        0x3020_0073 => plain(Kind::Mret, Flow::Next),
+        0x1050_0073 => plain(Kind::Wfi, Flow::Next),
+        _ if funct7(code) == 0x09 && code >> 7 & 31 == 0 => plain(Kind::SfenceVma, Flow::Next),
         _ => None,
     }
 }
 
 /// One of two handlers by the format field: 0 is single, 1 double.
-fn by_format(code: u32, single: Handler, double: Handler) -> Option<Handler> {
+fn by_format(code: u32, single: Kind, double: Kind) -> Option<Kind> {
     match code >> 25 & 3 {
         0 => Some(single),
         1 => Some(double),
@@ -397,55 +395,55 @@ fn by_format(code: u32, single: Handler, double: Handler) -> Option<Handler> {
     }
 }
 
-fn fused(code: u32, single: Handler, double: Handler) -> Option<Decoded> {
-    let handler = by_format(code, single, double)?;
-    Some(Decoded { rd: rd_float(code), ..Decoded::register(handler, code) })
+fn fused(code: u32, single: Kind, double: Kind) -> Option<Decoded> {
+    let kind = by_format(code, single, double)?;
+    Some(Decoded { rd: rd_float(code), ..Decoded::register(kind, code) })
 }
 
 fn float_op(code: u32) -> Option<Decoded> {
-    let to_float = |single: Handler, double: Handler| {
-        let handler = by_format(code, single, double)?;
-        Some(Decoded { rd: rd_float(code), ..Decoded::register(handler, code) })
+    let to_float = |single: Kind, double: Kind| {
+        let kind = by_format(code, single, double)?;
+        Some(Decoded { rd: rd_float(code), ..Decoded::register(kind, code) })
     };
     let to_integer =
-        |single: Handler, double: Handler| Some(Decoded::register(by_format(code, single, double)?, code));
+        |single: Kind, double: Kind| Some(Decoded::register(by_format(code, single, double)?, code));
     let second = rs2(code);
     match (code >> 27, funct3(code)) {
-        (0x00, _) => to_float(float::fadd_s, float::fadd_d),
-        (0x01, _) => to_float(float::fsub_s, float::fsub_d),
-        (0x02, _) => to_float(float::fmul_s, float::fmul_d),
-        (0x03, _) => to_float(float::fdiv_s, float::fdiv_d),
-        (0x0b, _) if second == 0 => to_float(float::fsqrt_s, float::fsqrt_d),
-        (0x04, 0) => to_float(float::fsgnj_s, float::fsgnj_d),
-        (0x04, 1) => to_float(float::fsgnjn_s, float::fsgnjn_d),
-        (0x04, 2) => to_float(float::fsgnjx_s, float::fsgnjx_d),
-        (0x05, 0) => to_float(float::fmin_s, float::fmin_d),
-        (0x05, 1) => to_float(float::fmax_s, float::fmax_d),
+        (0x00, _) => to_float(Kind::FaddS, Kind::FaddD),
+        (0x01, _) => to_float(Kind::FsubS, Kind::FsubD),
+        (0x02, _) => to_float(Kind::FmulS, Kind::FmulD),
+        (0x03, _) => to_float(Kind::FdivS, Kind::FdivD),
+        (0x0b, _) if second == 0 => to_float(Kind::FsqrtS, Kind::FsqrtD),
+        (0x04, 0) => to_float(Kind::FsgnjS, Kind::FsgnjD),
+        (0x04, 1) => to_float(Kind::FsgnjnS, Kind::FsgnjnD),
+        (0x04, 2) => to_float(Kind::FsgnjxS, Kind::FsgnjxD),
+        (0x05, 0) => to_float(Kind::FminS, Kind::FminD),
+        (0x05, 1) => to_float(Kind::FmaxS, Kind::FmaxD),
         (0x08, _) => match (code >> 25 & 3, second) {
-            (0, 1) => to_float(float::fcvt_s_d, float::fcvt_s_d),
-            (1, 0) => to_float(float::fcvt_d_s, float::fcvt_d_s),
+            (0, 1) => to_float(Kind::FcvtSD, Kind::FcvtSD),
+            (1, 0) => to_float(Kind::FcvtDS, Kind::FcvtDS),
             _ => None,
         },
-        (0x14, 0) => to_integer(float::fle_s, float::fle_d),
-        (0x14, 1) => to_integer(float::flt_s, float::flt_d),
-        (0x14, 2) => to_integer(float::feq_s, float::feq_d),
+        (0x14, 0) => to_integer(Kind::FleS, Kind::FleD),
+        (0x14, 1) => to_integer(Kind::FltS, Kind::FltD),
+        (0x14, 2) => to_integer(Kind::FeqS, Kind::FeqD),
         (0x18, _) => match second {
-            0 => to_integer(float::fcvt_w_s, float::fcvt_w_d),
-            1 => to_integer(float::fcvt_wu_s, float::fcvt_wu_d),
-            2 => to_integer(float::fcvt_l_s, float::fcvt_l_d),
-            3 => to_integer(float::fcvt_lu_s, float::fcvt_lu_d),
+            0 => to_integer(Kind::FcvtWS, Kind::FcvtWD),
+            1 => to_integer(Kind::FcvtWuS, Kind::FcvtWuD),
+            2 => to_integer(Kind::FcvtLS, Kind::FcvtLD),
+            3 => to_integer(Kind::FcvtLuS, Kind::FcvtLuD),
             _ => None,
         },
         (0x1a, _) => match second {
-            0 => to_float(float::fcvt_s_w, float::fcvt_d_w),
-            1 => to_float(float::fcvt_s_wu, float::fcvt_d_wu),
-            2 => to_float(float::fcvt_s_l, float::fcvt_d_l),
-            3 => to_float(float::fcvt_s_lu, float::fcvt_d_lu),
+            0 => to_float(Kind::FcvtSW, Kind::FcvtDW),
+            1 => to_float(Kind::FcvtSWu, Kind::FcvtDWu),
+            2 => to_float(Kind::FcvtSL, Kind::FcvtDL),
+            3 => to_float(Kind::FcvtSLu, Kind::FcvtDLu),
             _ => None,
         },
-        (0x1c, 0) if second == 0 => to_integer(float::fmv_x_w, float::fmv_x_d),
-        (0x1c, 1) if second == 0 => to_integer(float::fclass_s, float::fclass_d),
-        (0x1e, 0) if second == 0 => to_float(float::fmv_w_x, float::fmv_d_x),
+        (0x1c, 0) if second == 0 => to_integer(Kind::FmvXW, Kind::FmvXD),
+        (0x1c, 1) if second == 0 => to_integer(Kind::FclassS, Kind::FclassD),
+        (0x1e, 0) if second == 0 => to_float(Kind::FmvWX, Kind::FmvDX),
         _ => None,
     }
 }

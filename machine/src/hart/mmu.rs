@@ -315,8 +315,25 @@ impl Hart {
     pub(super) fn drop_stale_rights(&mut self, ram: &Ram) {
         if self.seen.write_generation != ram.write_generation() {
             self.seen.write_generation = ram.write_generation();
+            self.seen.watched_generation = ram.watched_generation();
             self.tlb.flush_writes();
         }
+        if self.seen.watched_generation != ram.watched_generation() {
+            self.drop_rights_to_watched(ram);
+        }
+    }
+
+    #[cold]
+    fn drop_rights_to_watched(&mut self, ram: &Ram) {
+        match ram.watched_since(self.seen.watched_generation) {
+            Some(pages) => pages.for_each(|page| {
+                let bytes =
+                    ram.slice(RAM_BASE + (page << PAGE_SHIFT), PAGE_BYTES).expect("a page of this memory");
+                self.tlb.flush_writes_to(bytes.as_ptr().addr());
+            }),
+            None => self.tlb.flush_writes(),
+        }
+        self.seen.watched_generation = ram.watched_generation();
     }
 
     /// Loads `size` bytes, zero-extended.
@@ -411,6 +428,7 @@ impl Hart {
             bus.ram()
                 .read(part.physical, &mut bytes[at..at + part.len])
                 .map_err(|_| Access::Load.access_fault(part.address))?;
+            self.fill(bus.ram(), part.address, part.physical, Access::Load);
         }
         Ok(u64::from_le_bytes(bytes))
     }

@@ -18,6 +18,11 @@
 //! `ecall` to the built-in SBI retire.
 //!
 //! `cycle` and `instret` count the machine's icount, so that they agree among harts.
+//!
+//! # Engines
+//!
+//! The interpreter executes decoded blocks ([`op`]), the translator code of the host that was made
+//! of them ([`translator`]). Nothing that a program or the board sees depends on which.
 
 mod atomic;
 mod blocks;
@@ -25,8 +30,10 @@ mod branch;
 mod compressed;
 mod csr;
 mod decode;
+mod entry;
 mod float;
 mod integer;
+mod kind;
 mod memory;
 mod mmu;
 mod op;
@@ -37,6 +44,11 @@ mod system;
 #[cfg(test)]
 mod tests;
 mod tlb;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod translator;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "no_translator.rs"]
+mod translator;
 mod trap;
 
 pub use atomic::Reservation;
@@ -49,6 +61,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use crate::bus::Bus;
+use crate::engine::Engine;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
 use crate::semantics::Semantics;
 use blocks::{Block, Blocks, NumberHasher, Source};
@@ -56,6 +69,7 @@ use mmu::{Access, PageFilter, TableUse};
 use op::{BURST, MAX_BLOCK, OpRef};
 use stops::Stops;
 use tlb::Tlb;
+use translator::{PatchRequest, Translator, View};
 use trap::Trap;
 
 const PAGE_MASK: u64 = !(PAGE_BYTES as u64 - 1);
@@ -71,8 +85,12 @@ pub struct HartOptions {
     pub sbi_builtin: bool,
     /// RAM whose stores go to [`Bus::mmio_write`].
     pub watched: Option<Watched>,
-    /// Upper limit of the cache of decoded blocks.
+    /// Upper limit of the cache of decoded blocks, and of that of translated ones.
     pub code_cache_bytes: usize,
+    /// What executes.
+    pub engine: Engine,
+    /// How often a block is interpreted before it is translated.
+    pub translate_after: u32,
 }
 
 /// Guest-physical addresses in RAM, within a page, whose stores go to [`Bus::mmio_write`], which then
@@ -93,6 +111,8 @@ impl Default for HartOptions {
             sbi_builtin: false,
             watched: None,
             code_cache_bytes: 10 << 20,
+            engine: Engine::Auto,
+            translate_after: 32,
         }
     }
 }
@@ -129,6 +149,7 @@ pub struct HartRun {
 struct Seen {
     ram: u64,
     write_generation: u64,
+    watched_generation: u64,
     code_generation: u64,
     table_generation: u64,
 }
@@ -195,6 +216,13 @@ pub struct Hart {
     timer_written: bool,
     /// The jump that the chain was left by, whose target is now in `pc`.
     link_request: Option<OpRef>,
+    /// The same of translated code.
+    patch_request: Option<PatchRequest>,
+    translator: Option<Box<Translator>>,
+    /// What translated code reads of it.
+    view: View,
+    /// The op that was to be executed alone was, and did not leave the chain.
+    ended_alone: bool,
     /// What a debugger wants; no part of the state.
     stops: Stops,
 }
@@ -206,6 +234,8 @@ unsafe impl Send for Hart {}
 impl Hart {
     /// A hart after reset: M-mode, everything zero.
     pub fn new(id: usize, options: HartOptions) -> Hart {
+        let translator = new_translator(&options);
+        let hot_after = translator.as_ref().map(|_| options.translate_after);
         Hart {
             x: [0; 256],
             f: [0; 32],
@@ -219,7 +249,7 @@ impl Hart {
             id,
             options,
             tlb: Tlb::new(),
-            blocks: Blocks::new(options.code_cache_bytes, options.semantics),
+            blocks: Blocks::new(options.code_cache_bytes, options.semantics, hot_after),
             fetched: Box::new([FetchEntry::default(); FETCH_ENTRIES]),
             fetched_pages: PageFilter::new(),
             tables: HashMap::default(),
@@ -233,8 +263,26 @@ impl Hart {
             sbi_called: false,
             timer_written: false,
             link_request: None,
+            patch_request: None,
+            view: translator.as_ref().map(|translator| translator.view()).unwrap_or_default(),
+            translator,
+            ended_alone: false,
             stops: Stops::default(),
         }
+    }
+
+    /// Goes on with another engine.
+    pub fn set_engine(&mut self, engine: Engine) {
+        self.options.engine = engine;
+        self.translator = new_translator(&self.options);
+        self.view = self.translator.as_ref().map(|translator| translator.view()).unwrap_or_default();
+        self.blocks.set_hot_after(self.translator.as_ref().map(|_| self.options.translate_after));
+        self.renew_contexts();
+    }
+
+    /// Whether the translator executes.
+    pub fn translates(&self) -> bool {
+        self.translator.is_some()
     }
 
     /// Executes until `budget` is used up exactly, or until an exit that comes first.
@@ -244,6 +292,7 @@ impl Hart {
     /// [`Hart::timer_deadline`] or a device changes an interrupt by itself.
     pub fn run<B: Bus>(&mut self, bus: &mut B, icount: u64, budget: u64) -> HartRun {
         self.link_request = None;
+        self.patch_request = None;
         self.check_interrupts = true;
         self.timer_written = false;
         let mut left = budget;
@@ -264,6 +313,7 @@ impl Hart {
                     false => HartExit::Budget,
                 };
             }
+            self.make_room_to_translate();
             let block = match self.find_block(bus, *left) {
                 Ok(block) => block,
                 Err(trap) => {
@@ -272,11 +322,7 @@ impl Hart {
                     continue;
                 }
             };
-            let burst = (*left).min(BURST);
-            self.burst_end_icount = end_icount.wrapping_sub(*left - burst);
-            // SAFETY: `find_block` returns a whole block in the arena.
-            unsafe { op::enter(self, block.first, burst as i64 - MAX_BLOCK, bus) };
-            *left -= burst - self.fuel_left as u64;
+            *left = self.execute(bus, block, end_icount, *left);
             if let Some(trap) = self.trap.take() {
                 self.take_exception(trap);
                 *left -= 1;
@@ -287,6 +333,21 @@ impl Hart {
         }
     }
 
+    /// Executes from a block on. Returns what is left of the budget.
+    #[inline]
+    fn execute(&mut self, bus: &mut dyn Bus, block: Block, end_icount: u64, left: u64) -> u64 {
+        let fuel = left.min(i64::MAX as u64);
+        self.burst_end_icount = end_icount.wrapping_sub(left - fuel);
+        if self.run_translated(block, fuel as i64 - MAX_BLOCK, bus) {
+            return left - (fuel - self.fuel_left as u64);
+        }
+        let burst = left.min(BURST);
+        self.burst_end_icount = end_icount.wrapping_sub(left - burst);
+        // SAFETY: `find_block` returns a whole block in the arena.
+        unsafe { op::enter(self, block.first, burst as i64 - MAX_BLOCK, bus) };
+        left - (burst - self.fuel_left as u64)
+    }
+
     /// Deals with what made the chain end, if it was more than a missing block.
     #[inline]
     fn settle(&mut self, bus: &mut dyn Bus) -> Option<HartExit> {
@@ -295,6 +356,7 @@ impl Hart {
         }
         self.attention = false;
         self.link_request = None;
+        self.patch_request = None;
         self.sync(bus);
         if std::mem::take(&mut self.sbi_called) {
             return Some(HartExit::SbiCall);
@@ -488,6 +550,7 @@ impl Hart {
         self.seen = Seen {
             ram: ram.id(),
             write_generation: ram.write_generation(),
+            watched_generation: ram.watched_generation(),
             code_generation: ram.code_generation(),
             table_generation: ram.table_generation(),
         };
@@ -531,6 +594,14 @@ impl Hart {
         self.select_regime();
         self.check_interrupts = true;
         self.link_request = None;
+        self.patch_request = None;
+    }
+}
+
+fn new_translator(options: &HartOptions) -> Option<Box<Translator>> {
+    match options.engine {
+        Engine::Interpreter => None,
+        Engine::Translator | Engine::Auto => Translator::new(options.code_cache_bytes),
     }
 }
 

@@ -12,6 +12,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 
 use super::Hart;
+use super::entry::Entry;
 use crate::bus::Bus;
 
 /// Most instructions in a block.
@@ -83,6 +84,16 @@ impl OpRef {
     fn successor(self, slots: usize) -> OpRef {
         // SAFETY: only handlers of ops that are not the last of their block get here.
         OpRef(unsafe { self.0.add(slots) })
+    }
+
+    /// What is behind the op that enters a block.
+    ///
+    /// # Safety
+    /// The op must be of [`super::kind::Kind::Enter`].
+    #[inline(always)]
+    pub unsafe fn entry<'a>(self) -> &'a Entry {
+        // SAFETY: said by the caller; entries change through `Cell` only.
+        unsafe { self.0.add(1).cast::<Entry>().as_ref() }
     }
 
     /// The second half of a jump.

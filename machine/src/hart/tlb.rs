@@ -33,9 +33,33 @@ const REGIMES: usize = 4;
 
 /// `va + addend` is the host address.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Entry {
     tag: u64,
     addend: u64,
+}
+
+/// What translated code must know of the layout.
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    expect(dead_code, reason = "no translator")
+)]
+pub(super) mod native {
+    use super::*;
+    use std::mem::offset_of;
+
+    /// Binary logarithm of an entry's size.
+    pub const ENTRY_SHIFT: u32 = size_of::<Entry>().trailing_zeros();
+    /// From an address, shifted such that its page number counts entries, to its entry.
+    pub const INDEX_MASK: i32 = ((ENTRIES - 1) << ENTRY_SHIFT) as i32;
+    /// Places in an entry.
+    pub const TAG: i32 = offset_of!(Entry, tag) as i32;
+    pub const ADDEND: i32 = offset_of!(Entry, addend) as i32;
+    /// From a regime's read TLB to its write TLB.
+    pub const WRITES: i32 = (ENTRIES * size_of::<Entry>()) as i32;
+    /// Where the address of the present read TLB is.
+    pub const READ: usize = offset_of!(Tlb, read);
+    const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
 }
 
 const EMPTY: Entry = Entry { tag: NO_TAG, addend: 0 };
@@ -202,9 +226,24 @@ impl Tlb {
         }
     }
 
+    /// Drops every right to write to the page at a host address.
+    pub fn flush_writes_to(&mut self, host_page: usize) {
+        let is_stale = |entry: &Entry| entry.addend.wrapping_add(entry.tag) == host_page as u64;
+        if self.filled.len() < FILLED_LIMIT {
+            for &place in self.filled.iter().filter(|&&place| is_write(place as usize)) {
+                let entry = &mut self.entries[place as usize];
+                if is_stale(entry) {
+                    *entry = EMPTY;
+                }
+            }
+        } else {
+            let writes = self.entries.chunks_exact_mut(ENTRIES).skip(1).step_by(2);
+            writes.flatten().filter(|entry| is_stale(entry)).for_each(|entry| *entry = EMPTY);
+        }
+    }
+
     /// Drops every right to write.
     pub fn flush_writes(&mut self) {
-        let is_write = |place: usize| place / ENTRIES % 2 == 1;
         if self.filled.len() < FILLED_LIMIT {
             let entries = &mut self.entries;
             self.filled.retain(|&place| {
@@ -218,6 +257,11 @@ impl Tlb {
             self.entries.chunks_exact_mut(ENTRIES).skip(1).step_by(2).for_each(|writes| writes.fill(EMPTY));
         }
     }
+}
+
+/// Whether a place in the entries is in a write TLB.
+fn is_write(place: usize) -> bool {
+    place / ENTRIES % 2 == 1
 }
 
 /// Where the read and the write TLB of a regime begin.

@@ -157,6 +157,7 @@ struct Model {
     /// Pages that a hart believes it may store to, and as of which generation.
     rights: BTreeSet<u64>,
     rights_generation: u64,
+    watched_generation: u64,
 }
 
 impl Model {
@@ -170,6 +171,7 @@ impl Model {
             increment: None,
             rights: BTreeSet::new(),
             rights_generation: 0,
+            watched_generation: 0,
         }
     }
 
@@ -222,7 +224,13 @@ impl Model {
             self.rights.clear();
             self.rights_generation = self.ram.write_generation();
         }
+        match self.ram.watched_since(self.watched_generation) {
+            Some(pages) => pages.for_each(|page| _ = self.rights.remove(&page)),
+            None => self.rights.clear(),
+        }
+        self.watched_generation = self.ram.watched_generation();
         if self.ram.is_watched(page) {
+            assert!(!self.rights.contains(&page), "a right to a watched page");
             self.ram.write_watched(address(page) + 32, &[fill; 8]).expect("inside");
         } else {
             if self.rights.insert(page) {

@@ -3,10 +3,12 @@
 
 pub mod client;
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use log_format::{Control, Digest, Event, LoggedEvent, LoggedOutput, Moment, Output};
 use machine::disk::{BlockStore, MemDisk};
-use machine::{BootImages, DiskConfig, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
+use machine::{BootImages, DiskConfig, Engine, Exit, Machine, MachineConfig, NetConfig, RiscvMachine};
 
 use client::Client;
 
@@ -39,6 +41,19 @@ pub struct Recording {
     pub answered: usize,
 }
 
+thread_local! {
+    static MACHINES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A machine, with the next engine of this host's: in each test the machines that it makes have
+/// different ones in turn, so that each comparison of two machines is also one of two engines.
+pub fn machine(config: MachineConfig, images: &BootImages, disks: Vec<Box<dyn BlockStore>>) -> RiscvMachine {
+    let mut machine = RiscvMachine::new(config, images, disks).expect("it boots");
+    let number = MACHINES.replace(MACHINES.get() + 1);
+    machine.set_engine(Engine::all()[number % Engine::all().len()]);
+    machine
+}
+
 /// The ledger guest with a journal on its disk, a dirtier and a burner.
 pub fn ledger() -> RiscvMachine {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest/ledger/ledger.elf");
@@ -51,7 +66,7 @@ pub fn ledger() -> RiscvMachine {
         ..MachineConfig::default()
     };
     let disks: Vec<Box<dyn BlockStore>> = vec![Box::new(MemDisk::zeroed(4 << 20))];
-    RiscvMachine::new(config, &BootImages::supervisor(kernel.into(), None), disks).expect("it boots")
+    machine(config, &BootImages::supervisor(kernel.into(), None), disks)
 }
 
 /// Somebody on the machine's network.

@@ -14,6 +14,7 @@ use std::process::{Child, Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use gdbstub::stub::{DisconnectReason, GdbStub};
+use machine::Engine;
 
 use crate::history::{DEFAULT_SNAPSHOT_BYTES, History};
 use crate::options::parse_size_bytes;
@@ -53,6 +54,9 @@ pub struct DebugArgs {
     /// Secret key, where the recording is of a machine restored from an encrypted checkpoint
     #[arg(long, value_name = "FILE")]
     decrypt: Option<PathBuf>,
+    /// What executes the guest: interpreter, translator (to x86-64 code) or auto, the faster one
+    #[arg(long, value_name = "ENGINE", default_value_t)]
+    engine: Engine,
     /// Memory that snapshots may take, which make the way back short
     #[arg(long, value_name = "SIZE")]
     snapshot_memory: Option<String>,
@@ -66,7 +70,8 @@ pub fn debug(args: DebugArgs) -> Result<ExitCode> {
     let snapshot_bytes = args.snapshot_memory.as_deref().map(parse_size_bytes).transpose();
     let snapshot_bytes = snapshot_bytes.context("--snapshot-memory")?.unwrap_or(DEFAULT_SNAPSHOT_BYTES);
     let secret = crate::checkpoint::keys::secret_key(args.decrypt.as_deref())?;
-    let recording = Recording::open(&args.dir, secret.as_ref())?;
+    let mut recording = Recording::open(&args.dir, secret.as_ref())?;
+    recording.replayer.machine_mut().set_engine(args.engine);
     let history = History::new(recording, snapshot_bytes);
     let mut target = DebugTarget::new(history)?;
     match &args.gdb {

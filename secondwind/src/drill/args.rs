@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use machine::Engine;
 
 /// Kills a host under a running machine, and checks that its clients do not notice.
 ///
@@ -39,6 +40,9 @@ pub struct DrillArgs {
     /// The guest: the built-in ledger, or Debian with Redis (made by guest/debian/build)
     #[arg(long, value_enum, default_value_t = Guest::Ledger)]
     pub guest: Guest,
+    /// What executes the guest on each host: interpreter, translator (to x86-64 code) or auto
+    #[arg(long, value_name = "ENGINE", default_value_t)]
+    pub engine: Engine,
     /// Which side to kill with SIGKILL [default: primary]
     #[arg(long, value_enum, value_name = "SIDE", conflicts_with = "cut")]
     pub kill: Option<Side>,

@@ -10,6 +10,7 @@ use link::arbiter::{Arbiter, LockFileArbiter};
 use link::arbitration::Record;
 use link::keys;
 use link::proxy::{Conditions, Cut, LinkProxy};
+use machine::Engine;
 
 use super::agents::{Agent, AgentFiles};
 
@@ -23,6 +24,8 @@ const FIRST_PORT: u16 = 7420;
 pub struct AgentPlan {
     /// As `--guest` names it.
     pub guest: &'static str,
+    /// As `--engine` names it.
+    pub engine: Engine,
     /// The guest's memory.
     pub memory_bytes: u64,
     /// Size of its disk, where it has one.
@@ -193,6 +196,7 @@ fn agent_command(
     let mut command = Command::new(program);
     command.arg(role);
     command.args(["--guest", plan.guest, "--name", VM, "--node", node]);
+    command.arg("--engine").arg(plan.engine.to_string());
     command.arg("--memory").arg(plan.memory_bytes.to_string());
     command.arg("--net").arg(format!("tunnel:{}", plan.tunnel));
     if plan.disk_bytes.is_some() {

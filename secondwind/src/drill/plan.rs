@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use machine::Engine;
 
 use super::args::{DrillArgs, Fault, Guest};
 use super::load::LoadPlan;
@@ -15,6 +16,8 @@ use crate::options::parse_size_bytes;
 pub struct Plan {
     /// The guest.
     pub guest: Guest,
+    /// What executes it.
+    pub engine: Engine,
     /// Its memory.
     pub memory_bytes: u64,
     /// Size of its disk, where it has one.
@@ -86,6 +89,7 @@ impl Plan {
             let seed = seed.wrapping_add(u64::from(machine));
             Plan {
                 guest: args.guest,
+                engine: args.engine,
                 memory_bytes,
                 disk_bytes,
                 fault: args.fault(),

@@ -82,6 +82,7 @@ impl<'a> Drill<'a> {
     ) -> Result<Drill<'a>> {
         let agents = AgentPlan {
             guest: plan.guest.name(),
+            engine: plan.engine,
             memory_bytes: plan.memory_bytes,
             disk_bytes: plan.disk_bytes,
             tunnel: tunnel.local_address(),

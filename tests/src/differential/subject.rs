@@ -118,7 +118,7 @@ impl Subject {
         for (address, bytes) in memory {
             ram.write(*address, bytes).expect("programs lie in memory");
         }
-        let mut hart = Hart::new(0, HartOptions::default());
+        let mut hart = Hart::new(0, HartOptions { translate_after: 0, ..HartOptions::default() });
         hart.start_machine(layout::CODE, 0, 0);
         Subject { hart, board: Board::new(ram), icount: 0 }
     }

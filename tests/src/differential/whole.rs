@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use machine::hart::HartState;
-use machine::{BootImages, Exit, Machine, MachineConfig, RiscvMachine};
+use machine::{BootImages, Engine, Exit, Machine, MachineConfig, RiscvMachine};
 
 use super::layout;
 use super::program::Program;
@@ -16,13 +16,14 @@ const SEGMENT_HEADER_BYTES: u64 = 56;
 /// Instructions that are executed one by one at a time.
 const SINGLE_STEPS: u64 = 500;
 
-/// Runs a program on the whole machine, at once and in pieces, and compares with the hart
+/// Runs a program on the whole machine, at once by the interpreter and in pieces by the
+/// translator where the host has one, and compares with the hart
 /// alone. Says what differs.
 pub fn difference(program: &Program, alone: &Subject) -> Option<String> {
     let mut random = Random::new(program.recipe.seed);
     let slice_instructions = random.between(100, 100_000);
-    let mut at_once = power_on(program, slice_instructions);
-    let mut in_pieces = power_on(program, slice_instructions);
+    let mut at_once = power_on(program, slice_instructions, Engine::Interpreter);
+    let mut in_pieces = power_on(program, slice_instructions, Engine::Auto);
     run(&mut at_once, program, |_| u64::MAX);
     let mut singly = 0;
     run(&mut in_pieces, program, |icount| {
@@ -54,7 +55,7 @@ pub fn difference(program: &Program, alone: &Subject) -> Option<String> {
 }
 
 /// A machine with a program in memory.
-fn power_on(program: &Program, slice_instructions: u64) -> RiscvMachine {
+fn power_on(program: &Program, slice_instructions: u64, engine: Engine) -> RiscvMachine {
     let config = MachineConfig {
         memory_bytes: layout::RAM_BYTES,
         slice_instructions,
@@ -62,7 +63,9 @@ fn power_on(program: &Program, slice_instructions: u64) -> RiscvMachine {
         ..MachineConfig::default()
     };
     let images = BootImages::bare(elf(program));
-    RiscvMachine::new(config, &images, Vec::new()).expect("programs fit the machine")
+    let mut machine = RiscvMachine::new(config, &images, Vec::new()).expect("programs fit the machine");
+    machine.set_engine(engine);
+    machine
 }
 
 /// Runs to the end, or to the program's limit; `next` gives where the next piece ends.

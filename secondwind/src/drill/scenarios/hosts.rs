@@ -15,6 +15,7 @@ use link::arbiter::{Arbiter, EtcdArbiter, EtcdConfig, LockFileArbiter};
 use link::arbitration::Record;
 use link::keys;
 use link::proxy::{Conditions, LinkProxy};
+use machine::Engine;
 use nix::sys::signal::Signal;
 
 use super::etcd::Etcd;
@@ -32,6 +33,8 @@ pub struct Setting {
     pub folder: PathBuf,
     /// The drill's switch.
     pub tunnel: SocketAddr,
+    /// What executes the guests; agents of an earlier release are told nothing.
+    pub engine: Engine,
     /// The program that agents are started with after an upgrade.
     pub newer_program: PathBuf,
 }
@@ -180,6 +183,9 @@ impl Hosts {
         command.arg("--timeline").arg(files.timeline);
         command.arg("--console").arg(files.console);
         command.args(&self.flags);
+        if self.setting.engine != Engine::Auto {
+            command.arg("--engine").arg(self.setting.engine.to_string());
+        }
         if self.keeps_logs {
             command.arg("--log-dir").arg(self.setting.folder.join(format!("{host}.logs")));
         }

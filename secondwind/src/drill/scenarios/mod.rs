@@ -133,7 +133,7 @@ async fn play_one(
         let clock = Clock::start();
         let mut progress = Progress::new(clock, args.quiet, args.repeat > 1 || args.all);
         let newer_program = newer_program.to_owned();
-        let props = Props { seed, folder: folder.path(), newer_program, clock };
+        let props = Props { seed, folder: folder.path(), newer_program, clock, engine: args.engine };
         let played = match play::play(scenario, &props, &mut progress).await {
             Err(error) if error.is::<FalseAlarm>() && false_starts < FALSE_STARTS => {
                 false_starts += 1;

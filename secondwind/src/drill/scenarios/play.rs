@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use machine::Engine;
 use netbuf::switch::{Switch, TunnelServer};
 use tokio::time::Instant;
 
@@ -88,6 +89,8 @@ pub struct Props<'a> {
     pub folder: &'a Path,
     /// What an upgraded host runs.
     pub newer_program: PathBuf,
+    /// What executes the guests.
+    pub engine: Engine,
     /// The drill's time.
     pub clock: Clock,
 }
@@ -102,6 +105,7 @@ pub async fn play(scenario: &Scenario, props: &Props<'_>, progress: &mut Progres
     let setting = Setting {
         folder: props.folder.to_owned(),
         tunnel: tunnel.local_address(),
+        engine: props.engine,
         newer_program: props.newer_program.clone(),
     };
     let hosts = Hosts::prepare(scenario, setting).await?;

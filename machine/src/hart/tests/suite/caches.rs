@@ -27,7 +27,7 @@ fn a_write_by_a_device_to_code_is_executed() {
 #[test]
 fn a_write_by_another_hart_to_code_is_executed() {
     let (mut first, mut bus) = machine_with(&[addi(A0, A0, 1), jal(ZERO, -4)]);
-    let mut second = Hart::new(1, HartOptions::default());
+    let mut second = Hart::new(1, options());
     second.start_machine(RAM_BASE, 0, 0);
     run(&mut first, &mut bus, 10);
     run(&mut second, &mut bus, 10);
@@ -83,7 +83,7 @@ fn stores_to_the_watched_page_reach_the_bus() {
     let mut bus = TestBus::new();
     bus.put_code(RAM_BASE, &[lui(T1, 1), auipc(T0, 1), addi(A0, ZERO, 7), sd(A0, T0, -4), sd(A0, T0, -12)]);
     let watched = Some(Watched { start: page, end: page + 0x1000 });
-    let mut hart = Hart::new(0, HartOptions { watched, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { watched, ..options() });
     hart.start_machine(RAM_BASE, 0, 0);
     run(&mut hart, &mut bus, 5);
     assert_eq!(bus.log, [(3, 7)]);
@@ -101,7 +101,7 @@ fn what_lies_beside_the_watched_bytes_is_ordinary_memory() {
     code.extend([sd(A0, T0, 8), sw(A0, T0, 5)]);
     bus.put_code(RAM_BASE, &code);
     let watched = Some(Watched { start: tohost, end: tohost + 8 });
-    let mut hart = Hart::new(0, HartOptions { watched, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { watched, ..options() });
     hart.start_machine(RAM_BASE, 0, 0);
     run(&mut hart, &mut bus, code.len() as u64);
     assert_eq!((bus.at(tohost - 8), bus.at(tohost + 8)), (7, 7 + (7 << 8)));
@@ -202,7 +202,7 @@ fn ops_hand_over_without_stack() {
         inner.put_code(RAM_BASE + 4, &body);
         inner.put_code(RAM_BASE + 36, &[sd(ZERO, A3, 0)]);
         let mut bus = StackBus { inner, depths: Vec::new() };
-        let mut hart = Hart::new(0, HartOptions::default());
+        let mut hart = Hart::new(0, options());
         hart.start_machine(RAM_BASE, 500, 0);
         let mut state = hart.state();
         state.csrs.mstatus |= 1 << 13;

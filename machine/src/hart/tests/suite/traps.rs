@@ -116,7 +116,7 @@ fn the_timer_is_told_and_rises() {
     let mut bus = TestBus::new();
     bus.put_code(RAM_BASE, &code);
     bus.put_code(HANDLER, &[jal(ZERO, 0)]);
-    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..options() });
     hart.start_supervisor(RAM_BASE, 0, 0);
     let mut state = hart.state();
     state.csrs.stvec = HANDLER;
@@ -138,7 +138,7 @@ fn the_timer_is_told_and_rises() {
 fn an_sbi_call_retires_and_leaves() {
     let mut bus = TestBus::new();
     bus.put_code(RAM_BASE, &[addi(A0, A0, 1), ECALL, addi(A0, A0, 1)]);
-    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..options() });
     hart.start_supervisor(RAM_BASE, 3, 0);
     assert_eq!(hart.run(&mut bus, 0, 100), HartRun { retired: 2, exit: HartExit::SbiCall });
     assert_eq!((hart.register(10), hart.pc()), (4, RAM_BASE + 8));
@@ -161,7 +161,7 @@ fn page_faults_tell_the_address() {
     let mut bus = TestBus::new();
     let root = RAM_BASE + 0x10_0000;
     bus.put(root + 16, (RAM_BASE >> 12) << 10 | 0x0f);
-    let mut hart = Hart::new(0, HartOptions::default());
+    let mut hart = Hart::new(0, options());
     hart.start_supervisor(RAM_BASE, 0, 0);
     let mut state = hart.state();
     state.csrs.satp = 8 << 60 | root >> 12;

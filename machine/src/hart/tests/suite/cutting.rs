@@ -127,7 +127,7 @@ fn paged() -> (Hart, TestBus) {
             SRET,
         ],
     );
-    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { sbi_builtin: true, ..options() });
     hart.start_supervisor(RAM_BASE, 0, 0);
     let mut state = hart.state();
     state.csrs.satp = 8 << 60 | TABLES >> 12;
@@ -198,7 +198,7 @@ fn check_restores(make: fn() -> (Hart, TestBus)) {
         let count = (1 + random.below(100)).min(COUNT - done);
         run_from(&mut hart, &mut bus, done, count);
         done += count;
-        let mut restored = Hart::new(0, HartOptions { sbi_builtin: true, ..HartOptions::default() });
+        let mut restored = Hart::new(0, HartOptions { sbi_builtin: true, ..options() });
         restored.set_state(hart.state());
         hart = restored;
     }
@@ -231,7 +231,7 @@ fn a_small_code_cache_does_not_show() {
     run(&mut hart, &mut bus, 20_000);
     let whole = outcome(&hart, &mut bus);
     let (_, mut bus) = busy();
-    let options = HartOptions { code_cache_bytes: 0, ..HartOptions::default() };
+    let options = HartOptions { code_cache_bytes: 0, ..options() };
     let mut hart = Hart::new(0, options);
     hart.start_machine(RAM_BASE, 0, 0);
     run(&mut hart, &mut bus, 20_000);

@@ -21,7 +21,7 @@ fn supervisor_with(semantics: Semantics, code: &[u32]) -> (Hart, TestBus) {
     let mut bus = TestBus::new();
     bus.put_code(RAM_BASE, code);
     bus.put_code(HANDLER, &[jal(ZERO, 0)]);
-    let mut hart = Hart::new(0, HartOptions { semantics, ..HartOptions::default() });
+    let mut hart = Hart::new(0, HartOptions { semantics, ..options() });
     hart.start_supervisor(RAM_BASE, 0, 0);
     let mut state = hart.state();
     state.csrs.stvec = HANDLER;
