@@ -30,7 +30,8 @@ pub struct MachineConfig {
     pub harts: usize,
     /// Guest memory in bytes, a multiple of 4096.
     pub memory_bytes: u64,
-    /// Guest time per instruction in picoseconds.
+    /// Guest time per instruction in picoseconds. A host that executes faster waits for real time, one
+    /// that executes slower logs clock advances: by default, no host is fast enough to wait.
     pub instruction_ps: u64,
     /// Instructions a hart executes before the next one has its turn.
     pub slice_instructions: u64,
@@ -53,7 +54,7 @@ impl Default for MachineConfig {
             semantics: Semantics::NEWEST,
             harts: 1,
             memory_bytes: 256 << 20,
-            instruction_ps: 1000,
+            instruction_ps: 250,
             slice_instructions: 10_000,
             nets: Vec::new(),
             disks: Vec::new(),

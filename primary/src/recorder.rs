@@ -25,7 +25,7 @@
 //! - *behind* by [`RecorderConfig::lag_hard_max_ns`] and the real time of one slice: no slice
 //!   begins further behind.
 //!
-//! A slice is 33 us of guest time, and takes the host well under a millisecond, so guest time is
+//! A slice is 8 us of guest time, and takes the host well under a millisecond, so guest time is
 //! within 10 ms of real time as long as the host gives the thread a processor. When it did not,
 //! the first slice afterwards is right again.
 
