@@ -18,7 +18,7 @@ const PERIOD_NS: u64 = 20 * MILLISECOND_NS;
 const REST_MAX: u64 = 900;
 /// How fast its rest grows and shrinks, in thousandths of a period per second.
 const GROWTH_PER_S: u64 = 1000;
-const DECAY_PER_S: u64 = 500;
+const DECAY_PER_S: u64 = 4000;
 /// A silence counts as no longer than this.
 const STEP_MAX_NS: u64 = 200 * MILLISECOND_NS;
 /// Heartbeats that may be on their way.
