@@ -4,6 +4,7 @@
 
 mod content;
 mod freeze;
+mod memory;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use log_format::Page;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use freeze::{FullFreeze, IncrementFreeze};
+use memory::Memory;
 
 /// Guest-physical address of the first byte of RAM, as on QEMU's `virt` board.
 pub const RAM_BASE: u64 = 0x8000_0000;
@@ -63,7 +65,7 @@ const ENTRY_VALID: u64 = 1;
 /// with memory at every instruction.
 pub struct Ram {
     id: u64,
-    bytes: Box<[u8]>,
+    bytes: Memory,
     flags: Box<[u8]>,
     write_generation: u64,
     /// The latest pages that became watched.
@@ -112,7 +114,7 @@ impl Ram {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         Ram {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            bytes: vec![0; pages * PAGE_BYTES].into_boxed_slice(),
+            bytes: Memory::new(pages * PAGE_BYTES),
             flags: vec![0; pages].into_boxed_slice(),
             write_generation: 0,
             watched: VecDeque::new(),
