@@ -13,6 +13,7 @@ use super::mmu::Access;
 use super::op::{OpRef, go_on, go_on_unless_attention};
 use super::trap::{Cause, Trap};
 use crate::bus::Bus;
+use crate::ram::RAM_BASE;
 
 /// What `lr` leaves for `sc`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,6 +150,7 @@ impl Hart {
         let physical = self.translate(bus, address, size, Access::Store)?;
         let old = self.read_to_store(bus, address, physical, size)?;
         self.write_ram(bus, address, physical, update(old, operand), size);
+        self.follow_store(bus.ram());
         Ok(old)
     }
 
@@ -156,8 +158,13 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::LoadMisaligned, address));
         }
+        if let Some((physical, value)) = self.find_in_tlb(bus, address, size, false) {
+            self.reservation = Some(Reservation { address: physical, value, size: size as u8 });
+            return Ok(value);
+        }
         let physical = self.translate(bus, address, size, Access::Load)?;
         let value = self.read_ram(bus, physical, size).ok_or(Trap::new(Cause::LoadAccessFault, address))?;
+        self.fill(bus.ram(), address, physical, Access::Load);
         self.reservation = Some(Reservation { address: physical, value, size: size as u8 });
         Ok(value)
     }
@@ -172,6 +179,10 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return Err(Trap::new(Cause::StoreMisaligned, address));
         }
+        if let Some((physical, now)) = self.find_in_tlb(bus, address, size, true) {
+            let found = Reservation { address: physical, value: now, size: size as u8 };
+            return Ok(self.reservation.take() == Some(found) && self.tlb.write_sized(address, value, size));
+        }
         let physical = self.translate(bus, address, size, Access::Store)?;
         let Some(reservation) = self.reservation.take().filter(|held| held.address == physical) else {
             return Ok(false);
@@ -180,8 +191,25 @@ impl Hart {
         let stored = reservation == Reservation { address: physical, value: now, size: size as u8 };
         if stored {
             self.write_ram(bus, address, physical, value, size);
+            self.follow_store(bus.ram());
         }
         Ok(stored)
+    }
+
+    /// The guest-physical address of aligned bytes whose page is in the TLB, and what they hold.
+    fn find_in_tlb(
+        &self,
+        bus: &mut dyn Bus,
+        address: u64,
+        size: usize,
+        writable: bool,
+    ) -> Option<(u64, u64)> {
+        let host = match size {
+            4 => self.tlb.host_address::<u32>(address, writable),
+            _ => self.tlb.host_address::<u64>(address, writable),
+        }?;
+        let physical = RAM_BASE + (host - bus.ram().host_base().addr() as u64);
+        self.read_ram(bus, physical, size).map(|value| (physical, value))
     }
 
     /// Reads at a translated address what is to be replaced.

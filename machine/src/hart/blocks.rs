@@ -27,7 +27,7 @@ const BLOCK_SLOTS: usize = 3 * MAX_BLOCK as usize + 4;
 /// Slots at the start of the arena for blocks that are used once.
 const SCRATCH_SLOTS: usize = BLOCK_SLOTS;
 /// Entries of the jump cache.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 16384;
 /// Last offset at which an instruction may begin; one of four bytes there straddles.
 const LAST_OFFSET: usize = PAGE_BYTES - 2;
 

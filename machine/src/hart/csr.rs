@@ -45,9 +45,11 @@ pub(super) const STATUS_TVM: u64 = 1 << 20;
 pub(super) const STATUS_TW: u64 = 1 << 21;
 pub(super) const STATUS_TSR: u64 = 1 << 22;
 /// UXL and SXL: 64 bits, and nothing else.
-const STATUS_XLEN: u64 = 2 << 32 | 2 << 34;
-const STATUS_SD: u64 = 1 << 63;
-const STATUS_SUPERVISOR_WRITABLE: u64 =
+const STATUS_XLEN: u64 = STATUS_SUPERVISOR_XLEN | 2 << 34;
+/// Of these, UXL, which is all that `sstatus` has.
+pub(super) const STATUS_SUPERVISOR_XLEN: u64 = 2 << 32;
+pub(super) const STATUS_SD: u64 = 1 << 63;
+pub(super) const STATUS_SUPERVISOR_WRITABLE: u64 =
     STATUS_SIE | STATUS_SPIE | STATUS_SPP | STATUS_FS | STATUS_SUM | STATUS_MXR;
 const STATUS_SUPERVISOR_READABLE: u64 = STATUS_SUPERVISOR_WRITABLE | 3 << 32 | STATUS_SD;
 const STATUS_WRITABLE: u64 = STATUS_SUPERVISOR_WRITABLE
@@ -92,7 +94,7 @@ const MENVCFG_WRITABLE: u64 = SENVCFG_WRITABLE | MENVCFG_ADUE | MENVCFG_STCE;
 
 /// RV64 IMAFDC with S and U.
 const MISA_VALUE: u64 = 2 << 62 | 1 << 0 | 1 << 2 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 12 | 1 << 18 | 1 << 20;
-const CAUSE_WRITABLE: u64 = 1 << 63 | 0x3f;
+pub(super) const CAUSE_WRITABLE: u64 = 1 << 63 | 0x3f;
 
 /// The state behind the CSRs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,7 +204,7 @@ impl Csrs {
     }
 }
 
-mod number {
+pub(super) mod number {
     pub const FFLAGS: u16 = 0x001;
     pub const FRM: u16 = 0x002;
     pub const FCSR: u16 = 0x003;
@@ -333,7 +335,8 @@ impl Hart {
         }
     }
 
-    /// Writes a CSR. `icount` is that before the instruction.
+    /// Writes a CSR. `icount` is that before the instruction. Where interrupts become enabled, the caller
+    /// sees to it that those which are pending are looked at.
     pub(super) fn write_csr(&mut self, icount: u64, csr: u16, value: u64) -> Result<(), IllegalAccess> {
         self.check_csr(csr)?;
         let read_only = csr >> 10 == 3;
@@ -453,7 +456,7 @@ impl Hart {
             self.select_regime();
         }
         if changed & status & (STATUS_SIE | STATUS_MIE) != 0 {
-            self.interrupts_changed();
+            self.check_interrupts = true;
         }
     }
 
@@ -472,7 +475,8 @@ impl Hart {
     fn write_satp(&mut self, value: u64) {
         if is_satp_supported(value, self.options.semantics) && value != self.csrs.satp {
             self.csrs.satp = value;
-            self.drop_translations();
+            // Followed before the next instruction, by `Hart::change_space`.
+            self.attention = true;
         }
     }
 

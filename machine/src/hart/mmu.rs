@@ -6,11 +6,12 @@
 //! therefore never seen: `sfence.vma` has nothing left to do.
 
 use super::csr::{MENVCFG_ADUE, Privilege, STATUS_MXR, STATUS_SUM};
+use super::spaces::Rights;
 use super::tlb::Regime;
 use super::trap::{Cause, Trap};
 use super::{Hart, Watched};
 use crate::bus::Bus;
-use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram, TableChange};
+use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
 use crate::semantics::Semantics;
 
 /// What memory is accessed for.
@@ -51,59 +52,19 @@ const PTE_DIRTY: u64 = 1 << 7;
 /// Bits 54 to 60 are reserved; 61 and 62 (Svpbmt), 63 (Svnapot) are so without the extension.
 const PTE_RESERVED: u64 = !0 << 54;
 const PTE_NUMBER_SHIFT: u32 = 10;
-const PTE_NUMBER: u64 = (1 << 44) - 1;
+pub(super) const PTE_NUMBER: u64 = (1 << 44) - 1;
 
-const SATP_MODE_SHIFT: u32 = 60;
-const SATP_MODE_SV39: u64 = 8;
-const SATP_MODE_SV48: u64 = 9;
+pub(super) const SATP_MODE_SHIFT: u32 = 60;
+pub(super) const SATP_MODE_SV39: u64 = 8;
+pub(super) const SATP_MODE_SV48: u64 = 9;
 /// Levels of an Sv39 page table.
 const SV39_LEVELS: u32 = 3;
 /// Levels of an Sv48 page table.
 const SV48_LEVELS: u32 = 4;
-/// Binary logarithm of the bytes that a table of pages maps.
-const LEAF_TABLE_SHIFT: u32 = PAGE_SHIFT + INDEX_BITS;
 const INDEX_BITS: u32 = 9;
 /// Physical addresses have 56 bits.
 const PHYSICAL_LIMIT: u64 = 1 << 56;
 const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
-
-/// What a page-table page was used for since translations were last dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TableUse {
-    /// Maps pages from guest-virtual `first` on, and nothing else.
-    Pages { first: u64 },
-    /// More than can be told.
-    Many,
-}
-
-/// Guest-virtual pages that code was fetched from: a Bloom filter with one hash.
-pub(super) struct PageFilter([u64; 64]);
-
-impl PageFilter {
-    pub fn new() -> PageFilter {
-        PageFilter([0; 64])
-    }
-
-    pub fn insert(&mut self, address: u64) {
-        let (word, bit) = PageFilter::place(address);
-        self.0[word] |= bit;
-    }
-
-    pub fn may_contain(&self, address: u64) -> bool {
-        let (word, bit) = PageFilter::place(address);
-        self.0[word] & bit != 0
-    }
-
-    pub fn clear(&mut self) {
-        self.0.fill(0);
-    }
-
-    fn place(address: u64) -> (usize, u64) {
-        let page = address >> PAGE_SHIFT;
-        let hash = (page ^ page >> 12) % 4096;
-        (hash as usize / 64, 1 << (hash % 64))
-    }
-}
 
 /// Whether `satp` may hold this value: Bare, Sv39 or Sv48.
 pub(super) fn is_satp_supported(satp: u64, semantics: Semantics) -> bool {
@@ -159,7 +120,7 @@ impl Hart {
             if entry & PTE_VALID == 0 || entry & PTE_RESERVED != 0 {
                 return Err(access.page_fault(address));
             }
-            self.note_table(ram, (entry_address - RAM_BASE) >> PAGE_SHIFT, address, level);
+            self.note_table(ram, entry_address - RAM_BASE, address, level, mode);
             let target = (entry >> PTE_NUMBER_SHIFT & PTE_NUMBER) << PAGE_SHIFT;
             if entry & (PTE_READ | PTE_WRITE | PTE_EXECUTE) == 0 {
                 if entry & (PTE_USER | PTE_ACCESSED | PTE_DIRTY) != 0 {
@@ -179,7 +140,7 @@ impl Hart {
     }
 
     /// Levels of the page table that `satp` selects.
-    fn levels(&self) -> u32 {
+    pub(super) fn levels(&self) -> u32 {
         if self.csrs.satp >> SATP_MODE_SHIFT == SATP_MODE_SV48 { SV48_LEVELS } else { SV39_LEVELS }
     }
 
@@ -210,36 +171,6 @@ impl Hart {
             table = target;
         }
         None
-    }
-
-    /// Notes that a walk for `address` read a table of `level`.
-    fn note_table(&mut self, ram: &mut Ram, page: u64, address: u64, level: u32) {
-        ram.mark_table(page);
-        let maps = match level {
-            0 => TableUse::Pages { first: address >> LEAF_TABLE_SHIFT << LEAF_TABLE_SHIFT },
-            _ => TableUse::Many,
-        };
-        let noted = self.tables.entry(page).or_insert(maps);
-        if *noted != maps {
-            *noted = TableUse::Many;
-        }
-    }
-
-    /// Drops what was derived from a page-table entry that changed.
-    pub(super) fn follow_table_change(&mut self, change: TableChange) {
-        let TableChange::Entry(offset) = change else { return self.drop_translations() };
-        match self.tables.get(&(offset >> PAGE_SHIFT)) {
-            // Marked for another hart, or before what this hart had was dropped.
-            None => {}
-            Some(TableUse::Many) => self.drop_translations(),
-            Some(TableUse::Pages { first }) => {
-                let address = first + (((offset & PAGE_OFFSET) / 8) << PAGE_SHIFT);
-                self.tlb.flush_page(address);
-                if self.fetched_pages.may_contain(address) {
-                    self.renew_contexts();
-                }
-            }
-        }
     }
 
     /// Whether a leaf entry permits the access.
@@ -282,12 +213,12 @@ impl Hart {
             return Err(Access::access_fault);
         }
         ram.write_entry_bits(address, entry | wanted).map_err(|_| Access::page_fault as fn(_, _) -> _)?;
-        self.attention |= self.lags_behind(ram);
+        self.attention |= self.seen.code_generation != ram.code_generation();
         Ok(())
     }
 
     /// Fills the TLB for a page that was just translated for a data access.
-    fn fill(&mut self, ram: &mut Ram, address: u64, physical: u64, access: Access) {
+    pub(super) fn fill(&mut self, ram: &mut Ram, address: u64, physical: u64, access: Access) {
         let Some(page) = self.ram_page(ram, physical) else { return };
         if !self.csrs.pmp.is_uniform(physical & !PAGE_OFFSET) || !self.is_unwatched(address) {
             return;
@@ -313,27 +244,11 @@ impl Hart {
 
     /// Gives up rights to write that no longer hold.
     pub(super) fn drop_stale_rights(&mut self, ram: &Ram) {
-        if self.seen.write_generation != ram.write_generation() {
-            self.seen.write_generation = ram.write_generation();
-            self.seen.watched_generation = ram.watched_generation();
-            self.tlb.flush_writes();
+        let now = Rights::of(ram);
+        if self.seen.rights != now {
+            self.tlb.drop_rights(ram, self.seen.rights);
+            self.seen.rights = now;
         }
-        if self.seen.watched_generation != ram.watched_generation() {
-            self.drop_rights_to_watched(ram);
-        }
-    }
-
-    #[cold]
-    fn drop_rights_to_watched(&mut self, ram: &Ram) {
-        match ram.watched_since(self.seen.watched_generation) {
-            Some(pages) => pages.for_each(|page| {
-                let bytes =
-                    ram.slice(RAM_BASE + (page << PAGE_SHIFT), PAGE_BYTES).expect("a page of this memory");
-                self.tlb.flush_writes_to(bytes.as_ptr().addr());
-            }),
-            None => self.tlb.flush_writes(),
-        }
-        self.seen.watched_generation = ram.watched_generation();
     }
 
     /// Loads `size` bytes, zero-extended.
@@ -346,6 +261,11 @@ impl Hart {
     ) -> Result<u64, Trap> {
         if !address.is_multiple_of(size as u64) {
             return self.load_misaligned(bus, address, size);
+        }
+        if self.tlb.promote(address, false)
+            && let Some(value) = self.tlb.read_sized(address, size)
+        {
+            return Ok(value);
         }
         let physical = self.translate(bus, address, size, Access::Load)?;
         if let Some(value) = self.read_ram(bus, physical, size) {
@@ -369,9 +289,13 @@ impl Hart {
         if !address.is_multiple_of(size as u64) {
             return self.store_misaligned(bus, address, value, size);
         }
+        if self.tlb.promote(address, true) && self.tlb.write_sized(address, value, size) {
+            return Ok(());
+        }
         let physical = self.translate(bus, address, size, Access::Store)?;
         if self.is_plain_memory(bus, physical, size) {
             self.write_ram(bus, address, physical, value, size);
+            self.follow_store(bus.ram());
             return Ok(());
         }
         self.attention = true;
@@ -399,7 +323,8 @@ impl Hart {
     }
 
     /// Writes to RAM, within a page, at a physical address that was just translated from
-    /// `address` for a store and lies in RAM.
+    /// `address` for a store and lies in RAM. [`Hart::follow_store`] must come behind, once nothing that
+    /// was translated before is used any more.
     pub(super) fn write_ram(
         &mut self,
         bus: &mut dyn Bus,
@@ -413,11 +338,18 @@ impl Hart {
         let bytes = &value.to_le_bytes()[..size];
         if ram.is_watched(page) {
             ram.write_watched(physical, bytes).expect("checked to be in RAM");
-            self.attention |= self.lags_behind(bus.ram());
         } else {
             self.fill(ram, address, physical, Access::Store);
             ram.write(physical, bytes).expect("checked to be in RAM");
         }
+    }
+
+    /// Follows what this hart stored to watched pages. The chain ends if it executes what is stale.
+    pub(super) fn follow_store(&mut self, ram: &Ram) {
+        if self.seen.table_generation != ram.table_generation() {
+            self.follow_table_changes(ram);
+        }
+        self.attention |= self.seen.code_generation != ram.code_generation();
     }
 
     /// A misaligned load. Memory only: devices give an access fault. A fault in the second of two
@@ -449,6 +381,7 @@ impl Hart {
         for (at, part) in parts.into_iter().flatten() {
             self.write_ram(bus, part.address, part.physical, value >> (8 * at), part.len);
         }
+        self.follow_store(bus.ram());
         Ok(())
     }
 
@@ -482,7 +415,7 @@ impl Hart {
             Privilege::Machine => Regime::Machine,
         };
         if regime != self.tlb.regime() {
-            self.tlb.select(regime);
+            self.tlb.select(regime, self.spaces.present());
         }
     }
 }

@@ -38,6 +38,7 @@ mod memory;
 mod mmu;
 mod op;
 mod pmp;
+mod spaces;
 mod state;
 mod stops;
 mod system;
@@ -57,16 +58,14 @@ pub use pmp::Pmp;
 pub use state::HartState;
 pub use stops::{HartStop, Watchpoint};
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
-
 use crate::bus::Bus;
 use crate::engine::Engine;
 use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
 use crate::semantics::Semantics;
-use blocks::{Block, Blocks, NumberHasher, Source};
-use mmu::{Access, PageFilter, TableUse};
+use blocks::{Block, Blocks, Source};
+use mmu::Access;
 use op::{BURST, MAX_BLOCK, OpRef};
+use spaces::{Rights, Spaces};
 use stops::Stops;
 use tlb::Tlb;
 use translator::{PatchRequest, Translator, View};
@@ -148,8 +147,7 @@ pub struct HartRun {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct Seen {
     ram: u64,
-    write_generation: u64,
-    watched_generation: u64,
+    rights: Rights,
     code_generation: u64,
     table_generation: u64,
 }
@@ -160,16 +158,6 @@ struct FetchEntry {
     context: u32,
     page: u64,
     physical: u64,
-}
-
-/// Numbers that stand for one mapping of addresses to code each: an entry made under a
-/// number is right as long as that number is in use. 0 is never in use.
-#[derive(Clone, Copy)]
-struct Contexts {
-    last: u32,
-    user: u32,
-    supervisor: u32,
-    machine: u32,
 }
 
 /// A hart. See the module's documentation.
@@ -194,11 +182,7 @@ pub struct Hart {
     tlb: Tlb,
     blocks: Blocks,
     fetched: Box<[FetchEntry; FETCH_ENTRIES]>,
-    /// Every page that a fetch context in use was translated for.
-    fetched_pages: PageFilter,
-    contexts: Contexts,
-    /// By RAM page: the page tables that the TLB and the fetch contexts stand on.
-    tables: HashMap<u64, TableUse, BuildHasherDefault<NumberHasher>>,
+    spaces: Spaces,
     seen: Seen,
 
     /// The icount at which the fuel of the present burst is used up.
@@ -236,12 +220,13 @@ impl Hart {
     pub fn new(id: usize, options: HartOptions) -> Hart {
         let translator = new_translator(&options);
         let hot_after = translator.as_ref().map(|_| options.translate_after);
+        let spaces = Spaces::new();
         Hart {
             x: [0; 256],
             f: [0; 32],
             pc: 0,
             page_virtual: 0,
-            context: 3,
+            context: spaces.context(Privilege::Machine),
             privilege: Privilege::Machine,
             csrs: Csrs::reset(),
             reservation: None,
@@ -251,9 +236,7 @@ impl Hart {
             tlb: Tlb::new(),
             blocks: Blocks::new(options.code_cache_bytes, options.semantics, hot_after),
             fetched: Box::new([FetchEntry::default(); FETCH_ENTRIES]),
-            fetched_pages: PageFilter::new(),
-            tables: HashMap::default(),
-            contexts: Contexts { last: 3, user: 1, supervisor: 2, machine: 3 },
+            spaces,
             seen: Seen::default(),
             burst_end_icount: 0,
             fuel_left: 0,
@@ -501,7 +484,7 @@ impl Hart {
         if std::mem::take(&mut self.attention) {
             self.sync(bus);
         }
-        self.fetched_pages.insert(address);
+        self.spaces.note_fetched(address, self.privilege);
         if self.csrs.pmp.is_uniform(physical & PAGE_MASK) {
             self.fetched[place] = FetchEntry { context: self.context, page, physical: physical & PAGE_MASK };
         }
@@ -512,12 +495,6 @@ impl Hart {
     fn code_offset(&self, ram: &Ram, physical: u64, address: u64) -> Result<u64, Trap> {
         let fault = Trap::new(trap::Cause::FetchAccessFault, address);
         physical.checked_sub(RAM_BASE).filter(|&offset| offset < ram.len_bytes()).ok_or(fault)
-    }
-
-    /// Whether caches were made from what is no longer so.
-    fn lags_behind(&self, ram: &Ram) -> bool {
-        self.seen.code_generation != ram.code_generation()
-            || self.seen.table_generation != ram.table_generation()
     }
 
     /// Makes the caches agree with memory.
@@ -536,56 +513,22 @@ impl Hart {
             self.renew_contexts();
         }
         if self.seen.table_generation != ram.table_generation() {
-            match ram.changed_tables_since(self.seen.table_generation) {
-                Some(changes) => changes.for_each(|change| self.follow_table_change(change)),
-                None => self.drop_translations(),
-            }
-            self.seen.table_generation = ram.table_generation();
-            self.attention = false;
+            self.follow_table_changes(ram);
         }
         self.drop_stale_rights(ram);
+        self.change_space(ram);
+        self.attention = false;
     }
 
     fn drop_everything(&mut self, ram: &Ram) {
         self.seen = Seen {
             ram: ram.id(),
-            write_generation: ram.write_generation(),
-            watched_generation: ram.watched_generation(),
+            rights: Rights::of(ram),
             code_generation: ram.code_generation(),
             table_generation: ram.table_generation(),
         };
         self.blocks.clear();
         self.drop_translations();
-        self.attention = false;
-    }
-
-    /// Drops all that depends on page tables, PMP or the rules of access.
-    fn drop_translations(&mut self) {
-        self.tlb.flush();
-        self.tables.clear();
-        self.renew_contexts();
-        self.attention = true;
-    }
-
-    /// Gives up all fetch contexts.
-    fn renew_contexts(&mut self) {
-        self.fetched_pages.clear();
-        if self.contexts.last > u32::MAX - 3 {
-            self.contexts.last = 0;
-            self.blocks.clear();
-            self.fetched.fill(FetchEntry::default());
-        }
-        let last = self.contexts.last;
-        self.contexts = Contexts { last: last + 3, user: last + 1, supervisor: last + 2, machine: last + 3 };
-        self.select_context();
-    }
-
-    fn select_context(&mut self) {
-        self.context = match self.privilege {
-            Privilege::User => self.contexts.user,
-            Privilege::Supervisor => self.contexts.supervisor,
-            Privilege::Machine => self.contexts.machine,
-        };
     }
 
     /// Follows a change of privilege, and of `mstatus` with it.

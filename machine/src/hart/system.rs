@@ -11,7 +11,7 @@ use super::trap::{Cause, Trap};
 use crate::bus::Bus;
 
 /// Bytes of a cache block, for `cbo.*`.
-const CACHE_BLOCK_BYTES: u64 = 64;
+pub(super) const CACHE_BLOCK_BYTES: u64 = 64;
 
 /// Raises an illegal-instruction exception; the immediate is the instruction.
 pub(super) fn illegal(hart: &mut Hart, op: OpRef, slack: i64, _bus: &mut dyn Bus) {
@@ -176,6 +176,7 @@ impl Hart {
         for offset in (0..CACHE_BLOCK_BYTES).step_by(8) {
             self.write_ram(bus, block + offset, physical + offset, 0, 8);
         }
+        self.follow_store(bus.ram());
         true
     }
 
@@ -213,12 +214,14 @@ impl Hart {
         let writes = instruction >> 12 & 3 == 1 || source != 0;
         if writes {
             self.write_csr(icount, number, new).ok()?;
+            // What is pending after it. What comes later ends the chain, or the run.
+            self.attention |= self.check_interrupts && self.pending(bus, icount + 1) & self.csrs.mie != 0;
         }
         Some(old)
     }
 
     /// Whether `menvcfg` and `senvcfg` let the present mode use an instruction.
-    fn may_use(&self, enable: u64) -> bool {
+    pub(super) fn may_use(&self, enable: u64) -> bool {
         let enabled_below = |csr: u64| csr & enable != 0;
         match self.privilege {
             Privilege::Machine => true,

@@ -6,7 +6,8 @@
 
 use std::ptr;
 
-use crate::ram::{PAGE_BYTES, PAGE_SHIFT};
+use super::spaces::{Rights, is_high};
+use crate::ram::{PAGE_BYTES, PAGE_SHIFT, RAM_BASE, Ram};
 
 /// Entries of one TLB: 8 MiB of reach with direct mapping.
 const ENTRIES: usize = 2048;
@@ -15,7 +16,7 @@ const NO_TAG: u64 = u64::MAX;
 const PAGE_OFFSET: u64 = PAGE_BYTES as u64 - 1;
 
 /// Under which rules data is accessed. Each has TLBs of its own, so that a system call
-/// costs no misses.
+/// costs no misses; U-mode has one per address space ([`super::spaces`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Regime {
     /// U-mode.
@@ -28,8 +29,9 @@ pub(super) enum Regime {
     Machine,
 }
 
-/// Number of [`Regime`]s.
-const REGIMES: usize = 4;
+/// Regimes whose TLBs are the same in every address space: in the order Machine, Supervisor,
+/// SupervisorUser.
+const SHARED_REGIMES: usize = 3;
 
 /// `va + addend` is the host address.
 #[derive(Clone, Copy)]
@@ -75,45 +77,86 @@ impl Scalar for u32 {}
 impl Scalar for i64 {}
 impl Scalar for u64 {}
 
-pub(super) struct Tlb {
-    /// For each regime the read TLB, then the write TLB.
+/// Entries that are dropped together: for each regime a read TLB and a write TLB, and then the second ways
+/// of both. Every access looks at the first way; what is in the second is swapped into it on the slow path.
+struct Set {
     entries: Box<[Entry]>,
     /// Places in `entries` that are filled; more than are there when it overflowed.
     filled: Vec<u32>,
+}
+
+pub(super) struct Tlb {
+    /// M-mode's, S-mode's and S-mode's with user pages.
+    shared: Set,
+    /// U-mode's, one per address space.
+    spaces: Vec<Set>,
+    /// Places in `shared` that S-mode filled for addresses in the lower half; more than are there when it
+    /// overflowed.
+    low: Vec<u32>,
     /// The TLBs of the present regime.
     read: *const Entry,
     write: *const Entry,
     regime: Regime,
+    /// The present address space.
+    space: usize,
 }
 
+/// Entries of a regime.
+const REGIME: usize = 2 * WAY;
+/// From an entry's place to that of the second way.
+const WAY: usize = 2 * ENTRIES;
 /// Fills noted one by one; past that a flush sweeps all.
 const FILLED_LIMIT: usize = 512;
+/// The same of S-mode's in the lower half.
+const LOW_LIMIT: usize = 64;
 
-// SAFETY: the pointers are into `entries`, which moves with the struct as a box does, and
+// SAFETY: the pointers are into the entries of a set, which move with the struct as a box does, and
 // host addresses in entries are used only as long as the RAM they point into lives.
 unsafe impl Send for Tlb {}
 
 impl Tlb {
     pub fn new() -> Tlb {
-        let entries = vec![EMPTY; REGIMES * 2 * ENTRIES].into_boxed_slice();
-        let start = entries.as_ptr();
+        let shared = Set::new(SHARED_REGIMES);
+        let start = shared.entries.as_ptr();
         let mut tlb = Tlb {
-            entries,
-            filled: Vec::with_capacity(FILLED_LIMIT),
+            shared,
+            spaces: vec![Set::new(1)],
+            low: Vec::with_capacity(LOW_LIMIT),
             read: start,
             write: start,
             regime: Regime::Machine,
+            space: 0,
         };
-        tlb.select(Regime::Machine);
+        tlb.select(Regime::Machine, 0);
         tlb
     }
 
-    /// Makes `regime` the present one.
-    pub fn select(&mut self, regime: Regime) {
-        let (read, write) = places(regime);
+    /// Sees to it that there is a TLB for an address space.
+    pub fn make_space(&mut self, space: usize) {
+        while self.spaces.len() <= space {
+            self.spaces.push(Set::new(1));
+        }
+    }
+
+    /// Makes a regime and an address space, which there is, the present ones.
+    pub fn select(&mut self, regime: Regime, space: usize) {
         self.regime = regime;
-        self.read = self.entries[read..][..ENTRIES].as_ptr();
-        self.write = self.entries[write..][..ENTRIES].as_ptr();
+        self.space = space;
+        let (set, read) = self.present_set();
+        let (read, write) =
+            (set.entries[read..][..ENTRIES].as_ptr(), set.entries[read + ENTRIES..][..ENTRIES].as_ptr());
+        self.read = read;
+        self.write = write;
+    }
+
+    /// The set of the present regime, and where in it the read TLB begins.
+    fn present_set(&mut self) -> (&mut Set, usize) {
+        match self.regime {
+            Regime::User => (&mut self.spaces[self.space], 0),
+            Regime::Machine => (&mut self.shared, 0),
+            Regime::Supervisor => (&mut self.shared, REGIME),
+            Regime::SupervisorUser => (&mut self.shared, 2 * REGIME),
+        }
     }
 
     /// The present regime.
@@ -135,6 +178,26 @@ impl Tlb {
         Some(unsafe { host.read_unaligned() })
     }
 
+    /// As [`Tlb::read`], of `size` bytes (1, 2, 4 or 8), zero-extended.
+    pub fn read_sized(&self, address: u64, size: usize) -> Option<u64> {
+        match size {
+            1 => self.read::<u8>(address).map(u64::from),
+            2 => self.read::<u16>(address).map(u64::from),
+            4 => self.read::<u32>(address).map(u64::from),
+            _ => self.read::<u64>(address),
+        }
+    }
+
+    /// As [`Tlb::write`], of the low `size` bytes (1, 2, 4 or 8).
+    pub fn write_sized(&mut self, address: u64, value: u64, size: usize) -> bool {
+        match size {
+            1 => self.write(address, value as u8),
+            2 => self.write(address, value as u16),
+            4 => self.write(address, value as u32),
+            _ => self.write(address, value),
+        }
+    }
+
     /// As [`Tlb::read`], aligned or not, within a page.
     pub fn read_misaligned<T: Scalar>(&self, address: u64) -> Option<T> {
         // SAFETY: `read` points to ENTRIES entries, and the index is below that.
@@ -146,6 +209,15 @@ impl Tlb {
         // SAFETY: an entry stands for a whole page of live RAM (`fill`), and the access was tested
         // to lie within it.
         Some(unsafe { host.read_unaligned() })
+    }
+
+    /// Where on the host the aligned bytes at a guest-virtual address are, if they may be read, or
+    /// written to, and their page is here.
+    pub fn host_address<T: Scalar>(&self, address: u64, writable: bool) -> Option<u64> {
+        let way = if writable { self.write } else { self.read };
+        // SAFETY: both point to ENTRIES entries, and the index is below that.
+        let entry = unsafe { &*way.add(index(address)) };
+        hits::<T>(entry, address).then(|| entry.addend.wrapping_add(address))
     }
 
     /// As [`Tlb::write`], aligned or not, within a page.
@@ -197,17 +269,117 @@ impl Tlb {
     /// `host_page` is the address, with exposed provenance, of PAGE_BYTES bytes of RAM that stay
     /// valid, and for writing stay writable by this hart, until they are flushed from here.
     pub unsafe fn fill(&mut self, address: u64, host_page: usize, writable: bool) {
-        let (read, write) = places(self.regime);
-        let place = index(address) + if writable { write } else { read };
         let page = address & !PAGE_OFFSET;
-        self.entries[place] = Entry { tag: page, addend: (host_page as u64).wrapping_sub(page) };
-        if self.filled.len() < FILLED_LIMIT {
-            self.filled.push(place as u32);
+        self.put(address, Entry { tag: page, addend: (host_page as u64).wrapping_sub(page) }, writable);
+    }
+
+    /// Looks at the second way. Returns whether the page of guest-virtual `address` is in the first one now.
+    pub fn promote(&mut self, address: u64, writable: bool) -> bool {
+        let (set, read) = self.present_set();
+        let place = index(address) + read + if writable { ENTRIES } else { 0 };
+        let entry = set.entries[place + WAY];
+        if entry.tag != address & !PAGE_OFFSET {
+            return false;
+        }
+        self.put(address, entry, writable);
+        true
+    }
+
+    /// Puts an entry into the first way, and what was there into the second.
+    fn put(&mut self, address: u64, entry: Entry, writable: bool) {
+        let is_supervisor = matches!(self.regime, Regime::Supervisor | Regime::SupervisorUser);
+        let (set, read) = self.present_set();
+        let place = index(address) + read + if writable { ENTRIES } else { 0 };
+        let mut before = std::mem::replace(&mut set.entries[place], entry);
+        set.note_filled(place, before);
+        let moves = before.tag != NO_TAG && before.tag != entry.tag;
+        if moves {
+            std::mem::swap(&mut set.entries[place + WAY], &mut before);
+            set.note_filled(place + WAY, before);
+        }
+        if is_supervisor {
+            self.note_low(place);
+            self.note_low(place + WAY);
+        }
+    }
+
+    fn note_low(&mut self, place: usize) {
+        if !is_high(self.shared.entries[place].tag) && self.low.len() < LOW_LIMIT {
+            self.low.push(place as u32);
         }
     }
 
     /// Drops every entry.
     pub fn flush(&mut self) {
+        self.shared.flush();
+        self.low.clear();
+        self.spaces.iter_mut().for_each(Set::flush);
+    }
+
+    /// Drops S-mode's entries.
+    pub fn flush_supervisor(&mut self) {
+        self.shared.entries[REGIME..].fill(EMPTY);
+        self.low.clear();
+    }
+
+    /// Drops S-mode's entries of the lower half.
+    pub fn flush_low(&mut self) {
+        let entries = &mut self.shared.entries;
+        if self.low.len() < LOW_LIMIT {
+            // Another address may have taken the place since.
+            let low = self.low.drain(..).map(|place| place as usize);
+            low.for_each(|place| {
+                if !is_high(entries[place].tag) {
+                    entries[place] = EMPTY;
+                }
+            });
+        } else {
+            self.low.clear();
+            entries[REGIME..].iter_mut().filter(|entry| !is_high(entry.tag)).for_each(|entry| *entry = EMPTY);
+        }
+    }
+
+    /// Drops U-mode's entries of an address space.
+    pub fn flush_space(&mut self, space: usize) {
+        self.spaces[space].flush();
+    }
+
+    /// Drops S-mode's entries for the page of guest-virtual `address`.
+    pub fn flush_supervisor_page(&mut self, address: u64) {
+        self.shared.flush_page(address, REGIME);
+    }
+
+    /// Drops U-mode's entries in an address space for the page of guest-virtual `address`.
+    pub fn flush_space_page(&mut self, space: usize, address: u64) {
+        self.spaces[space].flush_page(address, 0);
+    }
+
+    /// Drops the rights to write that no longer hold, of those at hand, given when `since` was so.
+    pub fn drop_rights(&mut self, ram: &Ram, since: Rights) {
+        self.shared.drop_rights(ram, since);
+        self.spaces[self.space].drop_rights(ram, since);
+    }
+
+    /// The same of an address space.
+    pub fn drop_rights_of_space(&mut self, space: usize, ram: &Ram, since: Rights) {
+        self.spaces[space].drop_rights(ram, since);
+    }
+}
+
+impl Set {
+    fn new(regimes: usize) -> Set {
+        let entries = vec![EMPTY; regimes * REGIME].into_boxed_slice();
+        Set { entries, filled: Vec::with_capacity(FILLED_LIMIT) }
+    }
+
+    /// Notes that a place was filled which held an entry before.
+    fn note_filled(&mut self, place: usize, before: Entry) {
+        if before.tag == NO_TAG && self.filled.len() < FILLED_LIMIT {
+            self.filled.push(place as u32);
+        }
+    }
+
+    fn flush(&mut self) {
         if self.filled.len() < FILLED_LIMIT {
             self.filled.drain(..).for_each(|place| self.entries[place as usize] = EMPTY);
         } else {
@@ -216,18 +388,34 @@ impl Tlb {
         }
     }
 
-    /// Drops the page of guest-virtual `address` under every regime.
-    pub fn flush_page(&mut self, address: u64) {
+    /// Drops the page of guest-virtual `address` from a place on.
+    fn flush_page(&mut self, address: u64, from: usize) {
         let page = address & !PAGE_OFFSET;
-        for place in (index(address)..self.entries.len()).step_by(ENTRIES) {
+        for place in (from + index(address)..self.entries.len()).step_by(ENTRIES) {
             if self.entries[place].tag == page {
                 self.entries[place] = EMPTY;
             }
         }
     }
 
+    fn drop_rights(&mut self, ram: &Ram, since: Rights) {
+        let now = Rights::of(ram);
+        let pages = match now.write_generation == since.write_generation {
+            true => ram.watched_since(since.watched_generation),
+            false => None,
+        };
+        match pages {
+            Some(pages) => pages.for_each(|page| {
+                let bytes =
+                    ram.slice(RAM_BASE + (page << PAGE_SHIFT), PAGE_BYTES).expect("a page of this memory");
+                self.flush_writes_to(bytes.as_ptr().addr());
+            }),
+            None => self.flush_writes(),
+        }
+    }
+
     /// Drops every right to write to the page at a host address.
-    pub fn flush_writes_to(&mut self, host_page: usize) {
+    fn flush_writes_to(&mut self, host_page: usize) {
         let is_stale = |entry: &Entry| entry.addend.wrapping_add(entry.tag) == host_page as u64;
         if self.filled.len() < FILLED_LIMIT {
             for &place in self.filled.iter().filter(|&&place| is_write(place as usize)) {
@@ -243,7 +431,7 @@ impl Tlb {
     }
 
     /// Drops every right to write.
-    pub fn flush_writes(&mut self) {
+    fn flush_writes(&mut self) {
         if self.filled.len() < FILLED_LIMIT {
             let entries = &mut self.entries;
             self.filled.retain(|&place| {
@@ -259,15 +447,9 @@ impl Tlb {
     }
 }
 
-/// Whether a place in the entries is in a write TLB.
+/// Whether a place in the entries of a set is in a write TLB.
 fn is_write(place: usize) -> bool {
     place / ENTRIES % 2 == 1
-}
-
-/// Where the read and the write TLB of a regime begin.
-fn places(regime: Regime) -> (usize, usize) {
-    let read = regime as usize * 2 * ENTRIES;
-    (read, read + ENTRIES)
 }
 
 #[inline(always)]

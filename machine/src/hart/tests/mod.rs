@@ -3,6 +3,8 @@
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod differential;
 mod encode;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod spaces;
 
 /// By the interpreter.
 #[path = "."]

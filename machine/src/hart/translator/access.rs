@@ -154,7 +154,7 @@ impl Emitter<'_> {
     /// This is what stands between the guest and the host's memory. The tag of an entry is a page's
     /// address, so that the comparison also tells whether the bits below `size` are zero; an empty
     /// entry's tag has all bits set, as no masked address has.
-    fn test_page(&mut self, size: u32, writes: bool) -> (usize, Pending) {
+    pub(super) fn test_page(&mut self, size: u32, writes: bool) -> (usize, Pending) {
         let mask = -(PAGE_BYTES as i32) | (size as i32 - 1);
         let at = if writes { WRITES } else { 0 };
         let shift = (PAGE_SHIFT - ENTRY_SHIFT) as i8;

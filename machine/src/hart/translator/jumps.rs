@@ -1,7 +1,7 @@
 //! Where translated code finds the target of a computed jump.
 
 /// Entries of the cache.
-const ENTRIES: usize = 4096;
+const ENTRIES: usize = 16384;
 
 /// The translation of the code at a guest-virtual address.
 #[derive(Clone, Copy)]

@@ -8,6 +8,7 @@
 #![allow(clippy::useless_conversion, reason = "dynasm! converts every register's number")]
 
 mod access;
+mod atomic;
 mod code;
 mod emitter;
 mod float;
@@ -15,6 +16,7 @@ mod flow;
 mod integer;
 mod jumps;
 mod runtime;
+mod system;
 
 use std::num::NonZeroUsize;
 
@@ -22,6 +24,7 @@ use dynasmrt::{DynasmApi, dynasm};
 
 use super::Hart;
 use super::blocks::{Block, Blocks, Row};
+use super::csr::ENVCFG_CBZE;
 use super::kind::Kind;
 use super::op::MAX_BLOCK;
 use crate::bus::Bus;
@@ -50,6 +53,8 @@ pub(super) struct View {
     jumps: usize,
     /// What holds of the floating-point state.
     float: float::State,
+    /// `cbo.zero` is permitted.
+    zeroes_blocks: bool,
 }
 
 /// What the host can do beyond every x86-64.
@@ -111,6 +116,7 @@ impl Translator {
             code_base: self.memory.address(0),
             jumps: self.jumps.address(),
             float: float::State::default(),
+            zeroes_blocks: false,
         }
     }
 
@@ -236,6 +242,7 @@ impl Emitter<'_> {
             Jal => self.jump(op, index),
             Jalr => self.jump_indirect(op, index),
             _ if self.integer(kind, op) || self.access(kind, op, index) || self.float(kind, op, index) => {}
+            _ if self.atomic(kind, op, index) || self.system(kind, op, index) => {}
             _ => self.handler(index),
         }
     }
@@ -314,7 +321,7 @@ impl Hart {
             }
             _ => translator.jumps.remember(self.pc, self.context, native),
         }
-        self.view.float = float::State::of(self);
+        self.refresh_view();
         let Some(translator) = &self.translator else { return false };
         let enter = translator.memory.address(translator.thunks.enter());
         let native = translator.memory.address(native as usize);
@@ -344,8 +351,14 @@ impl Hart {
         let op = self.blocks.isolate(index);
         self.ended_alone = false;
         (op.handler)(self, op, slack, bus);
-        self.view.float = float::State::of(self);
+        self.refresh_view();
         self.ended_alone
+    }
+
+    /// Sums up for translated code what only handlers change.
+    fn refresh_view(&mut self) {
+        self.view.float = float::State::of(self);
+        self.view.zeroes_blocks = self.may_use(ENVCFG_CBZE);
     }
 }
 
