@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// Newest version of the machine's semantics: what an instruction, a device or the clock does.
 /// A fix that changes execution takes a new number; logs and checkpoints carry it, and a
 /// machine can still be made with each earlier one (`machine::Semantics`).
-pub const SEMANTICS_VERSION: u32 = 2;
+pub const SEMANTICS_VERSION: u32 = 3;
 
 /// A point of a machine's execution. Orders by `icount`, then by `time_ns`: while every
 /// hart waits, icount stands still and guest time moves.

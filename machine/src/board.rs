@@ -46,8 +46,9 @@ pub struct Board {
     pub request: Option<Request>,
     /// Where a bare-metal program writes to end; stores to that page come here.
     pub tohost: Option<ToHost>,
-    /// A hart sent another one an interrupt: the next one's turn comes early.
+    /// A hart sent another one an interrupt, or waits for one: the next one's turn comes early.
     pub yielded: bool,
+    has_other_harts: bool,
     /// icount at the last access or settling.
     icount: u64,
     /// Earliest of the devices' deadlines, as of the last settling or access.
@@ -116,6 +117,7 @@ impl Board {
             request: None,
             tohost: None,
             yielded: false,
+            has_other_harts: config.harts > 1,
             icount: 0,
             deadline_ns: None,
             exit_wanted: false,
@@ -461,6 +463,12 @@ impl Bus for Board {
         .into_iter()
         .filter_map(|(high, line)| high.then_some(line))
         .sum()
+    }
+
+    fn pause(&mut self) -> bool {
+        self.yielded |= self.has_other_harts;
+        self.exit_wanted |= self.has_other_harts;
+        self.has_other_harts
     }
 
     fn wants_exit(&self) -> bool {

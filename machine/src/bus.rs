@@ -36,6 +36,12 @@ pub trait Bus {
     /// hart's own affair under Sstc, SSIP is software's.
     fn interrupt_lines(&self, hart: usize) -> u64;
 
+    /// The hart that executes waits for another one. Returns whether its turn ends with that;
+    /// [`Bus::wants_exit`] then says so, too.
+    fn pause(&mut self) -> bool {
+        false
+    }
+
     /// Whether the hart must return to the board after this access, because an output was
     /// made, a deadline changed, or another hart was woken. Looked at after MMIO accesses.
     fn wants_exit(&self) -> bool;

@@ -55,7 +55,7 @@ impl Default for MachineConfig {
             harts: 1,
             memory_bytes: 256 << 20,
             instruction_ps: 250,
-            slice_instructions: 10_000,
+            slice_instructions: 100_000,
             nets: Vec::new(),
             disks: Vec::new(),
             entropy: true,

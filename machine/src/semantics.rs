@@ -68,6 +68,11 @@ impl Semantics {
         self.0 >= 2
     }
 
+    /// Whether `pause` ends the turn of a hart that is not alone.
+    pub(crate) fn pauses_end_turns(self) -> bool {
+        self.0 >= 3
+    }
+
     /// Whether the board has a generation identifier, and entropy that comes while it runs begins
     /// a new generation.
     pub(crate) fn has_vmgenid(self) -> bool {

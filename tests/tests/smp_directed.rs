@@ -6,7 +6,7 @@ use std::process::Command;
 
 use bytes::Bytes;
 use log_format::{Digest, Output};
-use machine::{BootImages, Engine, Exit, Machine, MachineConfig, RiscvMachine};
+use machine::{BootImages, Engine, Exit, Machine, MachineConfig, RiscvMachine, Semantics};
 
 const COMPILER: &str = "riscv64-unknown-elf-gcc";
 const FLAGS: [&str; 17] = [
@@ -61,32 +61,50 @@ fn program() -> Bytes {
 
 /// Runs the program in pieces of `cut` instructions. What it said, and the digest at its end.
 fn run(program: &Bytes, engine: Engine, harts: usize, slice_instructions: u64, cut: u64) -> (String, Digest) {
-    let config =
-        MachineConfig { harts, slice_instructions, memory_bytes: 64 << 20, ..MachineConfig::default() };
-    let images = BootImages::supervisor(program.clone(), None);
-    let mut machine = RiscvMachine::new(config, &images, Vec::new()).expect("it boots");
-    machine.set_engine(engine);
-    let mut said = String::new();
-    loop {
-        let exit = machine.run(machine.moment().icount + cut);
-        for made in machine.take_outputs() {
-            if let Output::Console(bytes) = made.output {
-                said += &String::from_utf8_lossy(&bytes);
+    let mut machine = Machinery::new(program, engine, harts, slice_instructions, Semantics::NEWEST);
+    let said = machine.run_to_end(cut);
+    (said, machine.0.digest())
+}
+
+struct Machinery(RiscvMachine);
+
+impl Machinery {
+    fn new(
+        program: &Bytes,
+        engine: Engine,
+        harts: usize,
+        slice_instructions: u64,
+        semantics: Semantics,
+    ) -> Machinery {
+        let memory_bytes = 64 << 20;
+        let config =
+            MachineConfig { harts, slice_instructions, memory_bytes, semantics, ..MachineConfig::default() };
+        let images = BootImages::supervisor(program.clone(), None);
+        let mut machine = RiscvMachine::new(config, &images, Vec::new()).expect("it boots");
+        machine.set_engine(engine);
+        Machinery(machine)
+    }
+
+    fn run_to_end(&mut self, cut: u64) -> String {
+        let Machinery(machine) = self;
+        let mut said = String::new();
+        loop {
+            let exit = machine.run(machine.moment().icount + cut);
+            for made in machine.take_outputs() {
+                if let Output::Console(bytes) = made.output {
+                    said += &String::from_utf8_lossy(&bytes);
+                }
             }
-        }
-        match exit {
-            Exit::Halted { code } => {
-                assert_eq!(code, 0, "{said}");
-                return (said, machine.digest());
+            match exit {
+                Exit::Halted { code } => {
+                    assert_eq!(code, 0, "{said}");
+                    return said;
+                }
+                Exit::Limit | Exit::Output => {}
+                other => panic!("{other:?}: {said}"),
             }
-            Exit::Limit | Exit::Output => {}
-            other => panic!("{other:?} with {harts} harts: {said}"),
+            assert!(machine.moment().icount < LIMIT_INSTRUCTIONS, "it stands still: {said}");
         }
-        let here = machine.moment().icount;
-        assert!(
-            here < LIMIT_INSTRUCTIONS,
-            "{harts} harts, slices of {slice_instructions}, stand still: {said}"
-        );
     }
 }
 
@@ -97,7 +115,7 @@ fn compiled_harts_see_what_others_do() {
         [2, 3, 4, 8].into_iter().flat_map(|harts| Engine::all().iter().map(move |engine| (harts, *engine)))
     {
         // Short slices end between LR and SC, and everywhere else.
-        for slice_instructions in [100, 101, 1_000, 10_000] {
+        for slice_instructions in [100, 101, 1_000, 100_000] {
             let (said, _) = run(&program, engine, harts, slice_instructions, u64::MAX / 2);
             assert!(said.contains(&format!("SMP-OK {harts}\n")), "{said}");
             assert!(!said.contains("FAILED"), "{said}");
@@ -117,4 +135,20 @@ fn compiled_harts_do_the_same_however_execution_is_cut() {
             assert!(run(&program, *engine, 4, 100, cut) == whole, "cut every {cut} instructions, {engine}");
         }
     }
+}
+
+#[test]
+fn a_compiled_hart_that_pauses_gives_its_turn_away() {
+    let program = program();
+    let instructions = |semantics| {
+        let mut machine = Machinery::new(&program, Engine::Auto, 3, 10_000, semantics);
+        let said = machine.run_to_end(u64::MAX / 2);
+        assert!(said.contains("SMP-OK 3\n"), "{said}");
+        machine.0.moment().icount
+    };
+    // 2000 messages and as many answers, each waited for.
+    let waited = instructions(Semantics::new(2).expect("an earlier version"));
+    let paused = instructions(Semantics::NEWEST);
+    assert!(waited > 4_000 * 10_000, "{waited}");
+    assert!(paused < waited / 5, "{paused} of {waited}");
 }

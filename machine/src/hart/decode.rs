@@ -109,7 +109,7 @@ pub(super) fn decode(code: u32, offset: u32, len: u32, semantics: Semantics) -> 
     let decoded = match code & 0x7f {
         0x03 => load(code),
         0x07 => float_load(code),
-        0x0f => fence(code),
+        0x0f => fence(code, semantics),
         0x13 => op_imm(code),
         0x17 => {
             let imm = (code & 0xffff_f000) as i32 + offset as i32;
@@ -183,9 +183,13 @@ fn float_store(code: u32) -> Option<Decoded> {
     Some(Decoded::store(kind, code))
 }
 
+/// `pause`: a `fence` of nothing before what is written after.
+const PAUSE: u32 = 0x0100_000f;
+
 /// `fence`, `fence.i`, `cbo.*`. Stores are seen by fetches at once, so a fence does nothing.
-fn fence(code: u32) -> Option<Decoded> {
+fn fence(code: u32, semantics: Semantics) -> Option<Decoded> {
     match funct3(code) {
+        _ if code == PAUSE && semantics.pauses_end_turns() => Some(Decoded::register(Kind::Pause, code)),
         0 | 1 => Some(Decoded::register(Kind::Nothing, code)),
         2 if code >> 7 & 31 == 0 => match code >> 20 {
             0..=2 => Some(Decoded::register(Kind::CboMaintain, code)),

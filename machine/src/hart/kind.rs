@@ -223,6 +223,7 @@ Auipc = integer::auipc;
     Mret = system::mret;
     Wfi = system::wfi;
     SfenceVma = system::sfence_vma;
+    Pause = system::pause;
     Guard = stops::guard;
     Enter = entry::enter;
 }

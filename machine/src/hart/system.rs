@@ -64,6 +64,15 @@ pub(super) fn sret(hart: &mut Hart, op: OpRef, slack: i64, _bus: &mut dyn Bus) {
     hart.privilege_changed();
 }
 
+/// `pause`, which a hart executes while it waits for another one.
+pub(super) fn pause(hart: &mut Hart, op: OpRef, slack: i64, bus: &mut dyn Bus) {
+    if bus.pause() {
+        hart.attention = true;
+        return hart.leave_after(op, slack);
+    }
+    go_on(hart, op, slack, bus)
+}
+
 /// `mret`.
 pub(super) fn mret(hart: &mut Hart, op: OpRef, slack: i64, _bus: &mut dyn Bus) {
     if hart.privilege != Privilege::Machine {
