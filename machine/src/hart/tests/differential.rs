@@ -2,6 +2,7 @@
 //! compared whole.
 
 use super::encode::{addi, csrrs, csrrw, jal};
+use super::random::Random;
 use crate::Engine;
 use crate::bus::{AccessFault, Bus};
 use crate::hart::{Hart, HartExit, HartOptions, HartState};
@@ -57,25 +58,7 @@ impl Bus for NotingBus {
     }
 }
 
-/// Numbers without pattern, the same every time.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-
     /// A register value: of any size, or one that something changes at.
     fn value(&mut self) -> u64 {
         const EDGES: [u64; 9] =

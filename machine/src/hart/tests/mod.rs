@@ -4,6 +4,8 @@
 mod differential;
 mod encode;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod random;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod spaces;
 
 /// By the interpreter.

@@ -4,6 +4,7 @@
 use super::encode::{
     SRET, add, addi, amoadd_d, auipc, csrrs, csrrw, jal, jalr, ld, load_constant, lr_d, lui, sc_d, sd, xor,
 };
+use super::random::Random;
 use crate::Engine;
 use crate::bus::{AccessFault, Bus};
 use crate::hart::{Hart, HartExit, HartOptions};
@@ -93,21 +94,6 @@ impl Bus for Memory {
 
     fn wants_exit(&self) -> bool {
         false
-    }
-}
-
-/// Numbers without pattern, the same every time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let mixed = (self.0 ^ self.0 >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (mixed >> 32) % limit
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
     }
 }
 
