@@ -64,7 +64,7 @@ impl Default for RecorderConfig {
             slice_instructions: 32 * 1024,
             lag_max_ns: 5_000_000,
             lag_hard_max_ns: 8_000_000,
-            digest_interval_instructions: 1 << 26,
+            digest_interval_instructions: 1 << 28,
             digest_interval_ns: 1_000_000_000,
             digest_min_instructions: 1 << 22,
             hand_on_interval_ns: 1_000_000,
