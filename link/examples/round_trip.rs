@@ -70,7 +70,8 @@ fn measure(
     for round in 0..count {
         std::thread::sleep(pause);
         let start = now();
-        primary.sender.try_send(&heartbeat(round as u64))?;
+        primary.sender.queue(&heartbeat(round as u64))?;
+        primary.sender.write_out();
         acknowledgements.recv()?;
         microseconds.push(start.elapsed().as_secs_f64() * 1e6);
     }
@@ -133,9 +134,10 @@ async fn acknowledge(mut backup: Connection) {
     while let Ok(Some(_)) = backup.receiver.receive().await {
         sequence += 1;
         let ack = Message::Ack(Ack { term: 1, sequence, durable: false });
-        if backup.sender.try_send(&ack).is_err() {
+        if backup.sender.queue(&ack).is_err() {
             break;
         }
+        backup.sender.write_out();
     }
 }
 

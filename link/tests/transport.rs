@@ -126,6 +126,48 @@ async fn plain_tcp_passes_messages_and_vouches_for_no_name() {
     assert_eq!(primary.receiver.receive().await.unwrap(), Some(ack(1)));
 }
 
+/// No task runs between two lines without an `await`: the runtime of these tests has this thread alone.
+#[tokio::test]
+async fn little_leaves_in_the_call_and_much_is_left_to_the_writer() {
+    let keys = PairKeys::new();
+    let (primary, mut backup) = connected(keys.node("alpha"), keys.node("beta")).await;
+    let sender = &primary.sender;
+    sender.queue(&heartbeat(1)).unwrap();
+    sender.queue(&heartbeat(2)).unwrap();
+    assert_eq!(sender.counters().sent_messages, 0);
+    sender.write_out();
+    assert_eq!((sender.counters().sent_messages, sender.queued_bytes()), (2, (0, 0)));
+    // A checkpoint is not for the thread that has it, nor is what comes behind one.
+    sender.queue(&pages(64, 1)).unwrap();
+    sender.queue(&heartbeat(3)).unwrap();
+    sender.write_out();
+    assert_eq!(sender.counters().sent_messages, 2);
+    for expected in [heartbeat(1), heartbeat(2), heartbeat(3), pages(64, 1)] {
+        assert!(backup.receiver.receive().await.unwrap() == Some(expected));
+    }
+    assert!(!backup.receiver.has_next());
+    assert_eq!(sender.counters().sent_messages, 4);
+}
+
+#[tokio::test]
+async fn what_the_kernel_takes_no_more_of_leaves_later_in_order() {
+    let keys = PairKeys::new();
+    let (primary, mut backup) = connected(keys.node("alpha"), keys.node("beta")).await;
+    // Nobody reads meanwhile, so that the buffers of both kernels fill up.
+    let mut queued = 0;
+    while primary.sender.queue(&heartbeat(queued)).is_ok() {
+        primary.sender.write_out();
+        queued += 1;
+    }
+    let (log_bytes, _) = primary.sender.queued_bytes();
+    assert!(log_bytes > 1 << 20, "{log_bytes} bytes of the log wait");
+    for round in 0..queued {
+        assert_eq!(backup.receiver.receive().await.unwrap(), Some(heartbeat(round)));
+    }
+    primary.sender.shutdown().await;
+    assert_eq!(backup.receiver.receive().await.unwrap(), None);
+}
+
 #[tokio::test]
 async fn a_checkpoint_passes_a_narrow_queue_whole() {
     let keys = PairKeys::new();

@@ -55,6 +55,16 @@ impl FrameDecoder {
         polled
     }
 
+    /// Whether [`poll`](FrameDecoder::poll) gives a frame, or an error, without more bytes.
+    pub fn is_ready(&self) -> bool {
+        match FrameHeader::decode(&self.buffer) {
+            Ok(header) => {
+                header.body_bytes > self.max_body_bytes || self.buffer.len() >= header.frame_bytes()
+            }
+            Err(error) => self.failed.is_some() || !error.is_torn(),
+        }
+    }
+
     /// Bytes that wait for the rest of their frame. A stream that ends with some was cut.
     pub fn pending_bytes(&self) -> usize {
         self.buffer.len()
@@ -120,6 +130,11 @@ impl MessageDecoder {
                 Err(error)
             }
         }
+    }
+
+    /// Whether [`poll`](MessageDecoder::poll) gives a message, or an error, without more bytes.
+    pub fn is_ready(&self) -> bool {
+        self.frames.is_ready()
     }
 
     /// Bytes that wait for the rest of their message.

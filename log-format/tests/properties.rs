@@ -76,7 +76,11 @@ proptest! {
         for size in sizes.iter().cycle() {
             let (piece, later) = rest.split_at((*size).min(rest.len()));
             decoder.push(piece);
-            while let Some(message) = decoder.poll().unwrap() {
+            loop {
+                let is_ready = decoder.is_ready();
+                let message = decoder.poll().unwrap();
+                prop_assert_eq!(is_ready, message.is_some());
+                let Some(message) = message else { break };
                 received.push(message);
             }
             rest = later;

@@ -222,7 +222,8 @@ async fn receive(shared: &Arc<Shared>, id: ConnectionId, connection: Connection)
         shared.wait_for_room().await;
         match receiver.receive().await {
             Ok(Some(message)) => {
-                shared.with(|backup, now_ns| backup.handle_message(id, message, now_ns));
+                let last = !receiver.has_next();
+                shared.feed(last, |backup, now_ns| backup.handle_message(id, message, now_ns));
             }
             Ok(None) => break,
             Err(error) => {

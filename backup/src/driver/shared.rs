@@ -106,9 +106,15 @@ impl Shared {
 
     /// Hands the core an input, and carries out all that it then wants.
     pub fn with(self: &Arc<Self>, input: impl FnOnce(&mut Backup, u64)) {
+        self.feed(true, input);
+    }
+
+    /// The same, one of several inputs that came together: what is to be sent leaves with the `last`.
+    pub fn feed(self: &Arc<Self>, last: bool, input: impl FnOnce(&mut Backup, u64)) {
         let mut inner = self.lock();
         let now_ns = monotonic_ns();
         input(&mut inner.backup, now_ns);
+        inner.send(last);
         while let Some(step) = inner.carry_out(now_ns) {
             self.ask_arbiter(step);
         }
@@ -222,18 +228,25 @@ impl Shared {
 }
 
 impl Inner {
-    /// Carries out what the core wants, up to a question for the arbiter.
-    fn carry_out(&mut self, now_ns: u64) -> Option<ArbiterStep> {
-        // The acknowledgement first: the primary's output waits for it.
+    /// Sends what the core has to send, before anything else is done and any thread is woken: the
+    /// primary's output waits for the acknowledgement.
+    fn send(&mut self, now: bool) {
         while let Some((id, message)) = self.backup.poll_transmit() {
             let Some((_, sender)) = self.connection.as_ref().filter(|(present, _)| *present == id) else {
                 continue;
             };
-            if let Err(error) = sender.try_send(&message) {
+            if let Err(error) = sender.queue(&message) {
                 tracing::info!("the connection is given up: {error}");
                 sender.abort();
             }
         }
+        if let Some((_, sender)) = self.connection.as_ref().filter(|_| now) {
+            sender.write_out();
+        }
+    }
+
+    /// Carries out what the core wants, up to a question for the arbiter.
+    fn carry_out(&mut self, now_ns: u64) -> Option<ArbiterStep> {
         while let Some(id) = self.backup.poll_close() {
             // The last sender that goes closes the connection once all is sent.
             self.connection.take_if(|(present, _)| *present == id);

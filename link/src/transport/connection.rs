@@ -1,5 +1,6 @@
-//! A connection: its halves, its writer task, its end.
+//! A connection: its halves, its end.
 
+use super::output::Output;
 use super::queue::{Queue, SendError};
 use super::socket::{Counters, LinkStream, count};
 use super::{TransportConfig, TransportError};
@@ -9,13 +10,11 @@ use log_format::{FrameError, Message, MessageDecoder};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::watch;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 64 << 10;
-/// A write buffer that grew beyond this for one long frame is given back.
-const KEPT_BUFFER_BYTES: usize = 512 << 10;
 /// First bytes of a TLS record: an alert, a handshake; then the major version.
 const TLS_RECORDS: [[u8; 2]; 2] = [[0x15, 0x03], [0x16, 0x03]];
 
@@ -65,8 +64,10 @@ impl Connection {
         let (reader, writer) = tokio::io::split(stream);
         let (log_bytes, bulk_bytes) = (config.max_queued_log_bytes, config.max_queued_bulk_bytes);
         let (state, _) = watch::channel(State::Open);
-        let shared = Arc::new(Shared { queue: Queue::new(log_bytes, bulk_bytes), state, counters });
-        tokio::spawn(write(writer, Arc::clone(&shared)));
+        let queue = Arc::new(Queue::new(log_bytes, bulk_bytes));
+        let output = Output::new(writer, Arc::clone(&queue), Arc::clone(&counters));
+        let shared = Arc::new(Shared { queue, output, state, counters });
+        tokio::spawn(write(Arc::clone(&shared)));
         Connection {
             peer: Peer { address, node },
             sender: Sender { handle: Arc::new(SenderHandle { peer: address, shared: Arc::clone(&shared) }) },
@@ -84,7 +85,8 @@ impl Connection {
 
 #[derive(Debug)]
 struct Shared {
-    queue: Queue,
+    queue: Arc<Queue>,
+    output: Output,
     state: watch::Sender<State>,
     counters: Arc<Counters>,
 }
@@ -125,7 +127,23 @@ impl Sender {
     /// # Errors
     /// [`SendError::Full`] when the link is too slow, [`SendError::Closed`] after the end.
     pub fn try_send(&self, message: &Message) -> Result<(), SendError> {
+        self.queue(message)?;
+        self.handle.shared.queue.wake_writer();
+        Ok(())
+    }
+
+    /// The same, but the message waits for [`Sender::write_out`], which is to follow soon.
+    ///
+    /// # Errors
+    /// As those of [`Sender::try_send`].
+    pub fn queue(&self, message: &Message) -> Result<(), SendError> {
         self.handle.shared.queue.push(message)
+    }
+
+    /// Writes what is queued here and now, on any thread, if it is little, and leaves the rest to the
+    /// writer task. Never waits.
+    pub fn write_out(&self) {
+        self.handle.shared.output.write_little();
     }
 
     /// Queues a message as soon as its lane has room.
@@ -176,15 +194,16 @@ impl Sender {
     }
 }
 
-/// The writer task: all that is queued in one write and one flush, again and again.
-async fn write(mut writer: WriteHalf<LinkStream>, shared: Arc<Shared>) {
+/// The writer task: writes what is left to it.
+async fn write(shared: Arc<Shared>) {
     let mut aborted = shared.state.subscribe();
     tokio::select! {
         biased;
         _ = aborted.wait_for(|state| *state == State::Aborted) => {}
         // What is wrong with the connection is told by its receiving half.
-        _ = write_queue(&mut writer, &shared) => {}
+        _ = shared.output.write_all() => {}
     }
+    shared.output.close();
     shared.queue.abandon();
     shared.state.send_if_modified(|state| {
         let was_open = *state == State::Open;
@@ -193,20 +212,6 @@ async fn write(mut writer: WriteHalf<LinkStream>, shared: Arc<Shared>) {
         }
         was_open
     });
-}
-
-async fn write_queue(writer: &mut WriteHalf<LinkStream>, shared: &Shared) -> std::io::Result<()> {
-    let mut buffer = BytesMut::new();
-    while let Some(frames) = shared.queue.take(&mut buffer).await {
-        writer.write_all(&buffer).await?;
-        writer.flush().await?;
-        count(&shared.counters.sent_messages, frames);
-        buffer.clear();
-        if buffer.capacity() > KEPT_BUFFER_BYTES {
-            buffer = BytesMut::new();
-        }
-    }
-    writer.shutdown().await
 }
 
 /// The receiving half.
@@ -262,6 +267,11 @@ impl Receiver {
                 }
             }
         }
+    }
+
+    /// Whether the next message has come already, so that [`Receiver::receive`] does not wait for it.
+    pub fn has_next(&self) -> bool {
+        self.decoder.is_ready()
     }
 
     /// The stream ended: in order only between two messages.

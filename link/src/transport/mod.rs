@@ -3,16 +3,18 @@
 //! A driver: it moves bytes and knows nothing of what the messages mean.
 //!
 //! ```text
-//!   Sender::try_send --> queue (log lane, bulk lane) --> writer task --> TLS --> TCP
+//!   Sender::queue ----> queue (log lane, bulk lane) --> write_out, or writer task --> TLS --> TCP
 //!   Receiver::receive <------------- decoder <-------------------------- TLS <-- TCP
 //! ```
 //!
-//! Latency is what counts: a message is encoded where it is sent, and the writer takes all
-//! that is queued into one write and one flush. Checkpoints go by a lane of their own, which
+//! Latency is what counts: a message is encoded where it is sent, and who writes takes all
+//! that is queued into one write and one flush. What is little is written by the thread that has it, so
+//! that no other is woken for it; what is much, by a task. Checkpoints go by a lane of their own, which
 //! is served only while the log lane is empty, one frame at a time.
 
 mod connection;
 mod listener;
+mod output;
 mod queue;
 mod socket;
 

@@ -86,7 +86,18 @@ struct State {
     closed: bool,
 }
 
-/// The queue between the senders and the writer task of a connection.
+/// What there was to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// So many frames.
+    Frames(usize),
+    /// Nothing for now.
+    Nothing,
+    /// Nothing, and nothing will come: the queue was closed.
+    End,
+}
+
+/// The queue between the senders of a connection and those who write it.
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
@@ -113,6 +124,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues a message. The writer learns of it by [`Queue::wake_writer`] alone.
     pub(super) fn push(&self, message: &Message) -> Result<(), SendError> {
         self.push_frame(Lane::of(message.kind()), message.encode()?)
     }
@@ -127,7 +139,10 @@ impl Queue {
             drained.as_mut().enable();
             match self.push_frame(lane, frame.clone()) {
                 Err(SendError::Full { .. }) => drained.await,
-                other => return other,
+                other => {
+                    self.wake_writer();
+                    return other;
+                }
             }
         }
     }
@@ -146,15 +161,23 @@ impl Queue {
             return Err(SendError::Full { queued_bytes });
         }
         frames.push(frame);
-        drop(state);
-        self.filled.notify_one();
         Ok(())
+    }
+
+    /// Wakes the writer, or has it look again before it waits.
+    pub(super) fn wake_writer(&self) {
+        self.filled.notify_one();
+    }
+
+    /// Waits for [`Queue::wake_writer`].
+    pub(super) async fn writer_woken(&self) {
+        self.filled.notified().await;
     }
 
     /// Nothing more is queued; what is queued will still be taken.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        self.filled.notify_one();
+        self.wake_writer();
         self.drained.notify_waiters();
     }
 
@@ -172,24 +195,36 @@ impl Queue {
         (state.log.bytes, state.bulk.bytes)
     }
 
-    /// Moves what to write next into `buffer`, and says how many frames that are; waits
-    /// until there are some. `None` when the queue is closed and empty.
-    pub(super) async fn take(&self, buffer: &mut BytesMut) -> Option<usize> {
-        loop {
-            {
-                let mut state = self.lock();
-                let frames = take_now(&mut state, buffer);
-                if frames > 0 {
-                    drop(state);
-                    self.drained.notify_waiters();
-                    return Some(frames);
-                }
-                if state.closed {
-                    return None;
-                }
+    /// Moves what to write next into `buffer`.
+    pub(super) fn take(&self, buffer: &mut BytesMut) -> Taken {
+        let mut state = self.lock();
+        let frames = take_now(&mut state, buffer);
+        match frames {
+            0 if state.closed => Taken::End,
+            0 => Taken::Nothing,
+            frames => {
+                drop(state);
+                self.drained.notify_waiters();
+                Taken::Frames(frames)
             }
-            self.filled.notified().await;
         }
+    }
+
+    /// The same, if that is all that waits and no more than `most_bytes` of the log lane.
+    pub(super) fn take_little(&self, buffer: &mut BytesMut, most_bytes: usize) -> Taken {
+        let mut state = self.lock();
+        if state.log.bytes > most_bytes || state.bulk.bytes > 0 {
+            return Taken::Nothing;
+        }
+        match take_now(&mut state, buffer) {
+            0 => Taken::Nothing,
+            frames => Taken::Frames(frames),
+        }
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queued_bytes() == (0, 0)
     }
 }
 
@@ -234,9 +269,9 @@ mod tests {
         })
     }
 
-    async fn taken(queue: &Queue) -> Vec<Message> {
+    fn taken(queue: &Queue) -> Vec<Message> {
         let mut buffer = BytesMut::new();
-        let frames = queue.take(&mut buffer).await.unwrap();
+        let Taken::Frames(frames) = queue.take(&mut buffer) else { panic!("nothing waits") };
         let mut decoder = log_format::MessageDecoder::default();
         decoder.push(&buffer);
         let messages: Vec<_> = std::iter::from_fn(|| decoder.poll().unwrap()).collect();
@@ -244,20 +279,20 @@ mod tests {
         messages
     }
 
-    #[tokio::test]
-    async fn the_log_overtakes_a_checkpoint_and_goes_out_together() {
+    #[test]
+    fn the_log_overtakes_a_checkpoint_and_goes_out_together() {
         let queue = Queue::new(1 << 20, 1 << 20);
         for message in [part(1), part(2), ack(1), ack(2)] {
             queue.push(&message).unwrap();
         }
         let end = Message::CheckpointEnd(CheckpointEnd { parts: 2 });
         queue.push(&end).unwrap();
-        assert_eq!(taken(&queue).await, [ack(1), ack(2)]);
-        assert_eq!(taken(&queue).await, [part(1)]);
+        assert_eq!(taken(&queue), [ack(1), ack(2)]);
+        assert_eq!(taken(&queue), [part(1)]);
         queue.push(&ack(3)).unwrap();
-        assert_eq!(taken(&queue).await, [ack(3)]);
-        assert_eq!(taken(&queue).await, [part(2)]);
-        assert_eq!(taken(&queue).await, [end]);
+        assert_eq!(taken(&queue), [ack(3)]);
+        assert_eq!(taken(&queue), [part(2)]);
+        assert_eq!(taken(&queue), [end]);
         assert_eq!(queue.queued_bytes(), (0, 0));
     }
 
@@ -272,11 +307,11 @@ mod tests {
         let waiting = queue.push_when_room(&third);
         tokio::pin!(waiting);
         assert!(poll_once(waiting.as_mut()).await.is_none());
-        taken(&queue).await;
-        assert_eq!(taken(&queue).await, [part(1)]);
+        taken(&queue);
+        assert_eq!(taken(&queue), [part(1)]);
         waiting.await.unwrap();
-        assert_eq!(taken(&queue).await, [part(2)]);
-        assert_eq!(taken(&queue).await, [part(3)]);
+        assert_eq!(taken(&queue), [part(2)]);
+        assert_eq!(taken(&queue), [part(3)]);
     }
 
     /// Polls once.
@@ -288,12 +323,12 @@ mod tests {
         .await
     }
 
-    #[tokio::test]
-    async fn a_frame_longer_than_the_limit_passes_alone() {
+    #[test]
+    fn a_frame_longer_than_the_limit_passes_alone() {
         let queue = Queue::new(1 << 20, 100);
         queue.push(&part(1)).unwrap();
         assert!(matches!(queue.push(&part(2)), Err(SendError::Full { .. })));
-        assert_eq!(taken(&queue).await, [part(1)]);
+        assert_eq!(taken(&queue), [part(1)]);
     }
 
     #[tokio::test]
@@ -303,16 +338,32 @@ mod tests {
         queue.close();
         assert!(matches!(queue.push(&ack(2)), Err(SendError::Closed)));
         assert!(matches!(queue.push_when_room(&ack(2)).await, Err(SendError::Closed)));
-        assert_eq!(taken(&queue).await, [ack(1)]);
-        assert_eq!(queue.take(&mut BytesMut::new()).await, None);
+        assert_eq!(taken(&queue), [ack(1)]);
+        assert_eq!(queue.take(&mut BytesMut::new()), Taken::End);
     }
 
-    #[tokio::test]
-    async fn an_abandoned_queue_gives_nothing() {
+    #[test]
+    fn an_abandoned_queue_gives_nothing() {
         let queue = Queue::new(1 << 20, 1 << 20);
         queue.push(&ack(1)).unwrap();
         queue.push(&part(1)).unwrap();
         queue.abandon();
-        assert_eq!(queue.take(&mut BytesMut::new()).await, None);
+        assert_eq!(queue.take(&mut BytesMut::new()), Taken::End);
+    }
+
+    #[test]
+    fn little_is_taken_of_the_log_alone() {
+        let queue = Queue::new(1 << 20, 1 << 20);
+        let mut buffer = BytesMut::new();
+        assert_eq!(queue.take_little(&mut buffer, 100), Taken::Nothing);
+        queue.push(&ack(1)).unwrap();
+        queue.push(&ack(2)).unwrap();
+        let (log_bytes, _) = queue.queued_bytes();
+        assert_eq!(queue.take_little(&mut buffer, log_bytes - 1), Taken::Nothing);
+        assert_eq!(queue.take_little(&mut buffer, log_bytes), Taken::Frames(2));
+        assert!(queue.is_empty());
+        queue.push(&ack(3)).unwrap();
+        queue.push(&part(1)).unwrap();
+        assert_eq!(queue.take_little(&mut buffer, 1 << 20), Taken::Nothing);
     }
 }

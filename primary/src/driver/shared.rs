@@ -59,6 +59,8 @@ struct Inner {
     events: async_mpsc::UnboundedSender<(u64, PrimaryEvent)>,
     diverged: Option<PathBuf>,
     connections: BTreeMap<ConnectionId, Sender>,
+    /// Those for which something was queued, and not written out yet.
+    written_to: Vec<Sender>,
     /// Bytes that went over connections that are no more.
     gone_sent_bytes: u64,
     braked: bool,
@@ -116,6 +118,7 @@ impl Shared {
             events: parts.events,
             diverged: parts.diverged,
             connections: BTreeMap::new(),
+            written_to: Vec::new(),
             gone_sent_bytes: 0,
             braked: false,
             crowded: false,
@@ -165,7 +168,10 @@ impl Shared {
         }
         let due_ns = inner.due_ns(now_ns);
         let over = inner.primary.finished().is_some() || inner.failure.is_some();
+        let written_to = std::mem::take(&mut inner.written_to);
         drop(inner);
+        // Not under the lock: others go on meanwhile.
+        written_to.iter().for_each(Sender::write_out);
         self.alarm.nearer(if over { 0 } else { due_ns });
     }
 
@@ -350,13 +356,14 @@ impl Inner {
                     self.crowded |= bulk_bytes >= BULK_LANE_BYTES;
                     break;
                 };
-                if let Err(error) = sender.try_send(&message) {
+                if let Err(error) = sender.queue(&message) {
                     // A message that is lost breaks the stream: the other side must join anew.
                     tracing::info!("the connection is given up: {error}");
                     sender.abort();
                     break;
                 }
             }
+            self.written_to.push(sender.clone());
         }
     }
 
