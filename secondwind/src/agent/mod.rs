@@ -176,8 +176,10 @@ async fn follows(settings: &Settings, role: FirstRole) -> Result<bool> {
 }
 
 fn run(settings: Settings, vm: Vm, role: FirstRole) -> Result<ExitCode> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    let runtime = builder.worker_threads(2).enable_all().build().context("cannot start the runtime")?;
+    // One thread for all that goes over wires, beside those of the machine, its log and whatever blocks:
+    // with several, one that gets something to do first wakes another, which costs more than the work.
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         if follows(&settings, role).await? {
             image_sync::fetch_images(&settings, &vm).await?;
