@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,15 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 
 use crate::checkpoint::CheckpointRequest;
+
+/// Gives what is shown of an agent, when somebody asks: keeping it up to date would cost an idle one most
+/// of what it costs.
+pub type Look = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// Shows this.
+pub fn showing(value: serde_json::Value) -> Look {
+    Arc::new(move || value.clone())
+}
 
 /// What an agent can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,7 +124,7 @@ impl ControlServer {
 
     /// Answers requests until dropped: `Status` from `status`, everything else by passing it
     /// on to `orders`.
-    pub async fn serve(self, status: watch::Receiver<serde_json::Value>, orders: mpsc::Sender<Order>) {
+    pub async fn serve(self, status: watch::Receiver<Look>, orders: mpsc::Sender<Order>) {
         loop {
             let Ok((stream, _)) = self.listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -137,7 +147,7 @@ impl Drop for ControlServer {
 
 async fn answer(
     mut stream: tokio::net::UnixStream,
-    status: watch::Receiver<serde_json::Value>,
+    status: watch::Receiver<Look>,
     orders: mpsc::Sender<Order>,
 ) -> std::io::Result<()> {
     let (reading, mut writing) = stream.split();
@@ -145,7 +155,10 @@ async fn answer(
     let mut line = String::new();
     tokio::time::timeout(ANSWER_TIMEOUT, reading.read_line(&mut line)).await??;
     let reply = match serde_json::from_str::<Request>(line.trim()) {
-        Ok(Request::Status) => status.borrow().clone(),
+        Ok(Request::Status) => {
+            let look = Look::clone(&status.borrow());
+            look()
+        }
         Ok(request @ (Request::Checkpoint(_) | Request::Transfer(_) | Request::CompareDisks)) => {
             let (lines, mut replies) = mpsc::unbounded_channel();
             let order = match request {
@@ -303,7 +316,7 @@ mod tests {
     async fn status_is_answered_and_commands_are_passed_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("agent.sock");
-        let (_keep, status) = watch::channel(serde_json::json!({ "role": "primary" }));
+        let (_keep, status) = watch::channel(showing(serde_json::json!({ "role": "primary" })));
         let (commands, mut received) = mpsc::channel(1);
         let server = ControlServer::bind(&path).unwrap();
         let task = tokio::spawn(server.serve(status, commands));

@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, watch};
 use crate::core::{Backup, BackupEvent, ConnectionId, CoreConfig, Finish, Operator};
 use link::clock::monotonic_ns;
 use shared::Shared;
-pub use status::BackupStatus;
+pub use status::{BackupStatus, Look, showing};
 
 /// Told what the primary says of the arbiter's record.
 pub type Learn = Box<dyn Fn(&Record) + Send>;
@@ -63,7 +63,7 @@ pub struct Controls {
     /// What it is told. When all senders are gone, nothing more comes.
     pub commands: mpsc::Receiver<Operator>,
     /// What it shows.
-    pub status: watch::Sender<BackupStatus>,
+    pub status: watch::Sender<Look>,
     /// What happened, with the host's monotonic nanoseconds.
     pub events: mpsc::UnboundedSender<(u64, BackupEvent)>,
 }
@@ -99,11 +99,11 @@ pub enum DriverError {
 
 /// Wait before the next attempt where the primary refuses this host's keys.
 const UNWELCOME_PAUSE: Duration = Duration::from_secs(1);
-/// How often the status is brought up to date.
-const STATUS_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it is looked how the log on disk is doing.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs a backup to its end. `new_machine` makes a machine as it is at its boot. Call it
-/// inside a multi-threaded tokio runtime.
+/// inside a tokio runtime.
 ///
 /// # Errors
 /// [`DriverError`].
@@ -126,14 +126,15 @@ pub async fn run<M: Machine + 'static>(
         events: controls.events,
     })?;
     let replay = replay_thread::start(new_machine, commands, Arc::clone(&shared), config.diverged)?;
+    controls.status.send_replace(shared.look());
     let dialler =
         Dialler { addresses: config.primaries, security: config.security, transport: config.transport };
 
-    let finish = serve(&shared, &dialler, controls.commands, &controls.status).await;
+    let finish = serve(&shared, &dialler, controls.commands).await;
     shared.close_connection().await;
     let learners = shared.stop();
     let worker = tokio::task::spawn_blocking(move || replay.join()).await;
-    controls.status.send_replace(shared.status());
+    controls.status.send_replace(showing(shared.status()));
     let log = shared.end_log()?;
     match finish {
         Finish::TakenOver(start) => {
@@ -157,15 +158,11 @@ struct Dialler {
 }
 
 /// Takes the connection, commands and the time to the core until it is finished.
-async fn serve(
-    shared: &Arc<Shared>,
-    dialler: &Dialler,
-    mut commands: mpsc::Receiver<Operator>,
-    status: &watch::Sender<BackupStatus>,
-) -> Finish {
+async fn serve(shared: &Arc<Shared>, dialler: &Dialler, mut commands: mpsc::Receiver<Operator>) -> Finish {
     let mut next_connection = 0;
-    let mut status_due = tokio::time::interval(STATUS_INTERVAL);
-    status_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut log_due = tokio::time::interval(LOG_INTERVAL);
+    log_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let has_log = shared.has_log();
     let mut commands_open = true;
     loop {
         if let Some(finish) = shared.finished() {
@@ -187,9 +184,7 @@ async fn serve(
                     }
                 });
             }
-            _ = status_due.tick() => {
-                status.send_replace(shared.status());
-            }
+            _ = log_due.tick(), if has_log => shared.watch_log(),
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc as async_mpsc};
 
 use super::log::Log;
 use super::replay_thread::Ordered;
-use super::status::BackupStatus;
+use super::status::{BackupStatus, Look};
 use super::{DriverError, Learn};
 use crate::core::{Backup, BackupEvent, ConnectionId, Finish, Operator};
 use crate::worker::{FromReplayer, ReplayReport};
@@ -203,6 +203,23 @@ impl Shared {
     pub fn end_log(&self) -> Result<Option<LogWriter>, StoreError> {
         let log = self.lock().log.take();
         log.map_or(Ok(None), Log::end)
+    }
+
+    /// Gives what there is to show, when it is asked for.
+    pub fn look(self: &Arc<Self>) -> Look {
+        let shared = Arc::downgrade(self);
+        // At the end something else takes its place.
+        Arc::new(move || shared.upgrade().map(|shared| shared.status()).unwrap_or_default())
+    }
+
+    /// Whether there is a log on disk to be watched.
+    pub fn has_log(&self) -> bool {
+        self.lock().log.is_some()
+    }
+
+    /// Says what is news of the log on disk.
+    pub fn watch_log(&self) {
+        self.lock().watch_log();
     }
 
     /// What there is to show.

@@ -1,6 +1,16 @@
 //! What a running backup shows.
 
+use std::sync::Arc;
+
 use serde::Serialize;
+
+/// Gives what there is to show, when somebody asks.
+pub type Look = Arc<dyn Fn() -> BackupStatus + Send + Sync>;
+
+/// Shows this.
+pub fn showing(status: BackupStatus) -> Look {
+    Arc::new(move || status.clone())
+}
 
 /// The state of a backup, for `secondwind status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -42,7 +42,7 @@ use crate::snapshot::SnapshotOrder;
 use crate::vcpu::Vcpu;
 pub use images::ImageServer;
 use shared::Shared;
-pub use status::{BackupView, PrimaryStatus, ResyncView};
+pub use status::{BackupView, Look, PrimaryStatus, ResyncView, showing};
 use vcpu_thread::ToVcpu;
 
 /// What a primary is connected to.
@@ -90,7 +90,7 @@ pub struct Controls {
     /// What it is told. When all senders are gone, nothing more comes.
     pub commands: mpsc::Receiver<Command>,
     /// What it shows.
-    pub status: watch::Sender<PrimaryStatus>,
+    pub status: watch::Sender<Look>,
     /// What happened, with the host's monotonic nanoseconds.
     pub events: mpsc::UnboundedSender<(u64, PrimaryEvent)>,
 }
@@ -129,14 +129,14 @@ pub enum DriverError {
 
 /// Least time between two warnings about hosts that could not connect.
 const WARN_INTERVAL_NS: u64 = 10_000_000_000;
-/// How often the status is brought up to date.
-const STATUS_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it is looked how the log on disk is doing.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
 /// Announcements of the guest's addresses after the first one: switches forget, frames get
 /// lost.
 const ANNOUNCE_AGAIN: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(1000)];
 
-/// Runs a primacy to its end. Call it inside a multi-threaded tokio runtime.
+/// Runs a primacy to its end. Call it inside a tokio runtime.
 ///
 /// # Errors
 /// [`DriverError`]; output that was not committed has not left then.
@@ -189,16 +189,17 @@ pub async fn run<M: Machine + 'static>(
     config.first_inputs.into_iter().for_each(|event| shared.to_vcpu(ToVcpu::Input(event)));
     let vcpu = vcpu_thread::start(Vcpu::new(recorder), from_driver, Arc::clone(&shared))?;
     shared.with(|_, _| {});
+    controls.status.send_replace(shared.look());
 
     let mut listener = config.listener.and_then(|reservation| {
         // The term is taken: better unprotected than not at all.
         reservation.listen().inspect_err(|error| tracing::error!("{error}; no backup can join")).ok()
     });
-    let ended = serve(&shared, &mut listener, controls.commands, &controls.status, &config.images).await;
+    let ended = serve(&shared, &mut listener, controls.commands, &config.images).await;
     shared.to_vcpu(ToVcpu::Stop);
     let vcpu_ended = tokio::task::spawn_blocking(move || vcpu.join()).await;
     shared.close_connections().await;
-    controls.status.send_replace(shared.status());
+    controls.status.send_replace(showing(shared.status()));
     let ports = carriers.end().await;
     let leased = Arc::clone(&shared);
     let lease_ended = tokio::task::spawn_blocking(move || leased.end_lease()).await;
@@ -267,12 +268,12 @@ async fn serve(
     shared: &Arc<Shared>,
     listener: &mut Option<Listener>,
     mut commands: mpsc::Receiver<Command>,
-    status: &watch::Sender<PrimaryStatus>,
     images: &Option<Arc<dyn ImageServer>>,
 ) -> Result<Finish, DriverError> {
     let (mut next_connection, mut warn_from_ns) = (0, 0);
-    let mut status_due = tokio::time::interval(STATUS_INTERVAL);
-    status_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut log_due = tokio::time::interval(LOG_INTERVAL);
+    log_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let has_log = shared.has_log();
     let mut commands_open = true;
     loop {
         if let Some(error) = shared.take_failure() {
@@ -311,9 +312,7 @@ async fn serve(
                     }
                 });
             }
-            _ = status_due.tick() => {
-                status.send_replace(shared.status());
-            }
+            _ = log_due.tick(), if has_log => shared.watch_log(),
         }
     }
 }

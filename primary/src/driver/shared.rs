@@ -21,7 +21,7 @@ use store::{BackgroundLog, Durability, LogHealth, LogWriter, StoreError};
 use tokio::sync::mpsc as async_mpsc;
 
 use super::DriverError;
-use super::status::{BackupView, PrimaryStatus, ResyncView};
+use super::status::{BackupView, Look, PrimaryStatus, ResyncView};
 use super::vcpu_thread::ToVcpu;
 use crate::core::{BackupStatus, ConnectionId, Finish, Primary, PrimaryEvent, ResyncCounts};
 
@@ -268,6 +268,23 @@ impl Shared {
     pub fn finish_store(&self) -> Result<(), StoreError> {
         let log = self.lock().log.take();
         log.map_or(Ok(()), BackgroundLog::finish)
+    }
+
+    /// Gives what there is to show, when it is asked for.
+    pub fn look(self: &Arc<Self>) -> Look {
+        let shared = Arc::downgrade(self);
+        // At the end something else takes its place.
+        Arc::new(move || shared.upgrade().map(|shared| shared.status()).unwrap_or_default())
+    }
+
+    /// Whether there is a log on disk to be watched.
+    pub fn has_log(&self) -> bool {
+        self.lock().log.is_some()
+    }
+
+    /// Says what is news of the log on disk.
+    pub fn watch_log(&self) {
+        self.lock().watch_log();
     }
 
     /// What there is to show.

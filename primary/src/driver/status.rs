@@ -1,6 +1,16 @@
 //! What a running primary shows.
 
+use std::sync::Arc;
+
 use serde::Serialize;
+
+/// Gives what there is to show, when somebody asks.
+pub type Look = Arc<dyn Fn() -> PrimaryStatus + Send + Sync>;
+
+/// Shows this.
+pub fn showing(status: PrimaryStatus) -> Look {
+    Arc::new(move || status.clone())
+}
 
 /// The state of a primary, for `secondwind status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -40,7 +40,7 @@ impl Agent {
             diverged: Some(self.settings.diverged_folder()),
         };
         let (commands, received) = mpsc::channel(COMMANDS);
-        let (status, mut shown) = watch::channel(backup::driver::BackupStatus::default());
+        let (status, mut shown) = watch::channel(backup::driver::showing(Default::default()));
         let (events, mut happened) = mpsc::unbounded_channel();
         let controls = backup::driver::Controls { commands: received, status, events };
         let mut running = Box::pin(backup::driver::run(machines(self.vm.clone(), machine), config, controls));
@@ -70,11 +70,13 @@ impl Agent {
                     obey_as_backup(&self.settings.arbiter, &commands, request).await;
                 }
                 Ok(()) = shown.changed() => {
-                    let view = serde_json::to_value(&*shown.borrow_and_update())?;
-                    self.status.send_replace(self.settings.describe("backup", view));
+                    let look = backup::driver::Look::clone(&shown.borrow_and_update());
+                    self.status.send_replace(self.settings.describe_later("backup", move || look()));
                 }
             }
         };
+        let last = backup::driver::Look::clone(&shown.borrow());
+        self.status.send_replace(self.settings.describe_later("backup", move || last()));
         // The machine goes live first; what is left to write down is written meanwhile.
         let mut timeline = self.timeline.share()?;
         tokio::spawn(async move {

@@ -2,15 +2,17 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use machine::{Handover, Machine, RiscvMachine};
 use netbuf::announce::AddressLearner;
-use primary::driver::{Command, DriverConfig, ImageServer, PrimaryStatus};
+use primary::driver::{Command, DriverConfig, ImageServer, Look, PrimaryStatus};
 use primary::{Finish, Operator};
 use serde_json::{Value, json};
 use store::{LogFolder, LogWriter};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 
 use super::images::ServedImages;
 use super::node::{Agent, COMMANDS, Leadership, Role};
@@ -18,6 +20,9 @@ use super::orders::obey_as_primary;
 use super::timeline;
 use super::transfer::Transfer;
 use crate::control::{Order, TransferRequest};
+
+/// How often a transfer under way is looked at.
+const TRANSFER_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Exit status of a primary that another one replaced.
 pub const FENCED: u8 = 4;
@@ -29,11 +34,12 @@ impl Agent {
         self.promise(store.is_some(), handover.start.from.term)?;
         let config = self.driver_config(&handover, learners, store)?;
         let (commands, received) = mpsc::channel(COMMANDS);
-        let (status, mut shown) = watch::channel(primary::driver::PrimaryStatus::default());
+        let (status, mut shown) = watch::channel(primary::driver::showing(Default::default()));
         let (events, mut happened) = mpsc::unbounded_channel();
         let controls = primary::driver::Controls { commands: received, status, events };
         let mut running = Box::pin(primary::driver::run(handover, config, controls));
         let mut transfer: Option<Transfer> = None;
+        let mut transfer_due = Instant::now();
         // Who asked for a comparison of the disks.
         let mut waiting: Vec<mpsc::UnboundedSender<Value>> = Vec::new();
         let ended = loop {
@@ -51,7 +57,7 @@ impl Agent {
                 Some(order) = self.requests.recv() => {
                     match order {
                         Order::Transfer(request, replies) => {
-                            self.begin_transfer(&mut transfer, request, replies, &shown.borrow());
+                            self.begin_transfer(&mut transfer, request, replies, &look(&shown));
                             if let Some(transfer) = &transfer {
                                 tell(&commands, transfer.opening()).await;
                             }
@@ -63,10 +69,13 @@ impl Agent {
                     Ok(())
                 }
                 Ok(()) = shown.changed() => {
-                    let view = shown.borrow_and_update().clone();
-                    let shown = serde_json::to_value(&view)?;
-                    self.status.send_replace(self.settings.describe("primary", shown));
-                    self.advance_transfer(&mut transfer, &view, &commands).await
+                    let look = Look::clone(&shown.borrow_and_update());
+                    self.status.send_replace(self.settings.describe_later("primary", move || look()));
+                    Ok(())
+                }
+                () = sleep_until(transfer_due), if transfer.is_some() => {
+                    transfer_due = Instant::now() + TRANSFER_INTERVAL;
+                    self.advance_transfer(&mut transfer, &look(&shown), &commands).await
                 }
             };
             if let Err(why) = failed
@@ -76,6 +85,8 @@ impl Agent {
                 tell(&commands, Operator::Expect { node: None }).await;
             }
         };
+        let last = look(&shown);
+        self.status.send_replace(self.settings.describe_later("primary", move || last.clone()));
         while let Ok((at_ns, event)) = happened.try_recv() {
             let (name, details) = timeline::of_primary(&event);
             self.timeline.write(at_ns, name, details);
@@ -202,6 +213,12 @@ impl Agent {
             Finish::Fenced { text } => return self.replaced(&text, machine),
         }))
     }
+}
+
+/// What the primary shows of itself now.
+fn look(shown: &watch::Receiver<Look>) -> PrimaryStatus {
+    let look = Look::clone(&shown.borrow());
+    look()
 }
 
 /// Tells the primary's core something.

@@ -2,6 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use link::arbitration::{ArbitrationError, Authority, Record, Step, arbitrate};
@@ -10,7 +11,7 @@ use log_format::{Life, MachineIdentity};
 use machine::{Handover, Machine, RiscvMachine};
 use netbuf::announce::AddressLearner;
 use netbuf::{MacAddress, PortHandle, PortId, VmId};
-use serde_json::{Value, json};
+use serde_json::json;
 use store::{LogFolder, LogWriter};
 use tokio::sync::{mpsc, watch};
 
@@ -18,7 +19,7 @@ use super::orders::stop_on_signal;
 use super::restart::{OwnLog, in_the_way};
 use super::settings::Settings;
 use super::timeline::Timeline;
-use crate::control::{ControlServer, Order};
+use crate::control::{ControlServer, Look, Order, showing};
 use crate::disk::DiskMode;
 use crate::vm::Vm;
 
@@ -67,14 +68,14 @@ pub(super) fn draw_life() -> Life {
 
 /// An agent with all that it holds whatever its role is.
 pub struct Agent {
-    pub(super) settings: Settings,
+    pub(super) settings: Arc<Settings>,
     pub(super) vm: Vm,
     pub(super) ports: Vec<PortHandle>,
     /// Where a primary waits for backups; `None` while one does, and when it was lost to another
     /// process.
     pub(super) reservation: Option<Reservation>,
     pub(super) timeline: Timeline,
-    pub(super) status: watch::Sender<Value>,
+    pub(super) status: watch::Sender<Look>,
     pub(super) requests: mpsc::Receiver<Order>,
     /// The term whose log on this node's disk may be gone on from, while no primary answers.
     pub(super) reclaim: Option<u64>,
@@ -102,14 +103,14 @@ impl Agent {
             ports.push(netbuf::port::open(spec, id, 0).await?);
         }
         let timeline = Timeline::open(settings.timeline.as_deref(), &settings.node)?;
-        let (status, shown) = watch::channel(json!({ "role": "starting" }));
+        let (status, shown) = watch::channel(showing(json!({ "role": "starting" })));
         let (commands, requests) = mpsc::channel(COMMANDS);
         let server = ControlServer::bind(&settings.control)?;
         let control = AbortOnDrop(tokio::spawn(server.serve(shown, commands.clone())));
         tokio::spawn(stop_on_signal(commands));
         let reservation = Some(reservation);
         Ok(Agent {
-            settings,
+            settings: Arc::new(settings),
             vm,
             ports,
             reservation,

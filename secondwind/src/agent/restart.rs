@@ -16,7 +16,7 @@ use store::{LogFolder, LogReader, StoreError};
 
 use super::node::{Agent, FirstRole, Leadership, Role};
 use super::reopen::{Reopened, reopen};
-use crate::control::{Order, Request};
+use crate::control::{Order, Request, showing};
 use crate::disk::DiskMode;
 
 /// How long a primary is looked for before a backup that starts again goes on in its place.
@@ -138,11 +138,11 @@ impl Agent {
         };
         let status = self.status.clone();
         let show = self.settings.describe("starting", json!({ "state": "replaying the log on disk" }));
-        status.send_replace(show.clone());
+        status.send_replace(showing(show.clone()));
         let progress = move |sequence: u64| {
             let mut show = show.clone();
             show["sequence"] = sequence.into();
-            status.send_replace(show);
+            status.send_replace(showing(show));
         };
         tokio::task::spawn_blocking(move || reopen(&path, machine, progress)).await?
     }

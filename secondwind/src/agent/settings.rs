@@ -12,10 +12,11 @@ use link::keys::{KeyPaths, NodeKeys, check_node_name};
 use link::tls::{PairTls, Security};
 use log_format::{MachineIdentity, PROTOCOL_VERSION};
 use primary::{Durability, OnBackupLoss};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::protection::Protection;
-use crate::control;
+use crate::control::{self, Look};
 use crate::options::PairOptions;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:7420";
@@ -154,6 +155,19 @@ impl Settings {
             .clone()
             .unwrap_or_else(|| self.control.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf));
         beside.join(format!("{}-{}-diverged", self.name, self.node))
+    }
+
+    /// Gives a status with what does not change, when it is asked for.
+    pub fn describe_later<S: Serialize>(
+        self: &Arc<Self>,
+        role: &'static str,
+        status: impl Fn() -> S + Send + Sync + 'static,
+    ) -> Look {
+        let settings = Arc::clone(self);
+        Arc::new(move || {
+            let status = serde_json::to_value(status());
+            settings.describe(role, status.unwrap_or_else(|error| json!({ "error": error.to_string() })))
+        })
     }
 
     /// A status with what does not change.

@@ -6,13 +6,13 @@ use std::sync::mpsc::Sender;
 
 use anyhow::Result;
 use log_format::{Control, Event, Moment};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 
 use super::Input;
 use crate::checkpoint::order::{ToMachine, carry_out};
-use crate::control::{ControlServer, Order, Request, default_socket};
+use crate::control::{ControlServer, Look, Order, Request, default_socket, showing};
 use crate::disk::DiskMode;
 use crate::vm::Vm;
 
@@ -23,7 +23,7 @@ const ORDERS: usize = 16;
 
 /// A control socket, which goes with this.
 pub struct LiveControl {
-    status: watch::Sender<Value>,
+    status: watch::Sender<Look>,
     name: String,
     role: &'static str,
     serving: Option<tokio::task::JoinHandle<()>>,
@@ -42,7 +42,7 @@ impl LiveControl {
         inputs: &Sender<Input>,
     ) -> Result<LiveControl> {
         let _context = runtime.enter();
-        let (status, shown) = watch::channel(json!({ "role": role, "name": name }));
+        let (status, shown) = watch::channel(showing(json!({ "role": role, "name": name })));
         let mut control = LiveControl { status, name: name.to_owned(), role, serving: None };
         let server = match socket {
             Some(socket) => ControlServer::bind(socket)?,
@@ -64,10 +64,10 @@ impl LiveControl {
     pub fn tell(&self, moment: Moment) {
         let (role, name) = (self.role, &self.name);
         let guest_ms = moment.time_ns / 1_000_000;
-        self.status.send_replace(json!({
+        self.status.send_replace(showing(json!({
             "role": role, "name": name, "node": format!("pid {}", std::process::id()),
             "icount": moment.icount, "guest_ms": guest_ms,
-        }));
+        })));
     }
 }
 
