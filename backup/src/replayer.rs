@@ -17,7 +17,7 @@
 use std::collections::VecDeque;
 
 use log_format::{Batch, Digest, LoggedDigest, LoggedEvent, LoggedOutput, Moment};
-use machine::{Exit, Machine};
+use machine::{Exit, HostPart, Machine};
 
 /// Follows the log with a machine.
 ///
@@ -180,11 +180,11 @@ pub enum DivergenceKind {
         /// Why not.
         text: String,
     },
-    /// The host failed at a disk of this side.
-    #[error("this host failed to read or write disk {disk}; see to it, and join again")]
+    /// The host failed at something of the machine's on this side.
+    #[error("this host failed to read or write {part}; see to it, and join again")]
     HostFault {
-        /// Index of the disk.
-        disk: u8,
+        /// What.
+        part: HostPart,
     },
     /// The guest ended, but the log goes on.
     #[error("the guest ended with status {code}, the log goes on to icount {expected_icount}")]
@@ -440,8 +440,8 @@ impl<M: Machine> Replayer<M> {
             match exit {
                 Exit::Limit | Exit::Output | Exit::Stopped => {}
                 Exit::Idle { wake_ns } => self.skip_idle(wake_ns, target)?,
-                Exit::HostFault { disk } => {
-                    return Err(self.divergence(DivergenceKind::HostFault { disk }));
+                Exit::HostFault { part } => {
+                    return Err(self.divergence(DivergenceKind::HostFault { part }));
                 }
                 Exit::Halted { .. } if self.machine.moment() == target => {}
                 Exit::Halted { code } => {

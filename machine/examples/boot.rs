@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 machine.advance_idle(wake_ns);
             }
             Exit::Idle { wake_ns: None } => break 125,
-            Exit::HostFault { disk } => return Err(format!("disk {disk} failed").into()),
+            Exit::HostFault { part } => return Err(format!("{part} failed").into()),
             Exit::Halted { code } => break code,
         }
     };

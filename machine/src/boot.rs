@@ -5,10 +5,11 @@
 //!   | firmware | kernel ...            | initial ramdisk | device tree (64 KiB) |
 //! ```
 //!
-//! A [`BootPlan`] is made once, with every error; to load it cannot fail, so that a reset
-//! can do it again at any time.
+//! A [`BootPlan`] is made once, with every error of the images, so that a reset can load it again at
+//! any time. That fails only where a driver keeps the images and cannot read them back.
 
-use std::io::Read;
+use std::fmt;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -110,26 +111,43 @@ struct Piece {
     address: u64,
     len: u64,
     zeros: u64,
-    /// Shared with an [`ImagePacker`], which changes their form and nothing else.
+    /// Shared with an [`ImageKeeper`], which changes where they are and nothing else.
     bytes: Arc<Mutex<PieceBytes>>,
 }
 
-/// Packs the images of a plan, at any time and on any thread. What is loaded stays the same.
-#[derive(Debug)]
-pub struct ImagePacker(Vec<Arc<Mutex<PieceBytes>>>);
+/// A boot image where a driver keeps it: not in memory, of which it would take its size from the
+/// host for good, for a reset that may never come.
+pub trait KeptImage: fmt::Debug + Send + Sync {
+    /// Fills `into` with the bytes from `at` on, as they were when they were handed over.
+    ///
+    /// # Errors
+    /// When the host cannot read them. The machine stops then, as it does for a disk.
+    fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
+}
 
-impl ImagePacker {
-    /// Takes some 80 ms for a Linux kernel, and gives back three quarters of its memory.
-    pub fn pack(self) {
+/// Hands the images of a plan to the driver, at any time and on any thread. What is loaded stays the
+/// same.
+#[derive(Debug)]
+pub struct ImageKeeper(Vec<Arc<Mutex<PieceBytes>>>);
+
+impl ImageKeeper {
+    /// Has each large image kept by `keep`, and gives its memory back.
+    ///
+    /// # Errors
+    /// The first of `keep`. The images that it did not take stay in memory.
+    pub fn keep<K: KeptImage + 'static>(
+        self,
+        mut keep: impl FnMut(&[u8]) -> io::Result<K>,
+    ) -> io::Result<()> {
         for bytes in self.0 {
-            let plain = match &*locked(&bytes) {
-                PieceBytes::Plain(plain) if plain.len() >= PACK_FROM_BYTES => plain.clone(),
-                PieceBytes::Plain(_) | PieceBytes::Packed(_) => continue,
+            let held = match &*locked(&bytes) {
+                PieceBytes::Held(held) if held.len() >= KEEP_FROM_BYTES => held.clone(),
+                PieceBytes::Held(_) | PieceBytes::Kept(_) => continue,
             };
-            if let Ok(packed) = zstd::bulk::compress(&plain, 1) {
-                *locked(&bytes) = PieceBytes::Packed(packed);
-            }
+            let kept = keep(&held)?;
+            *locked(&bytes) = PieceBytes::Kept(Box::new(kept));
         }
+        Ok(())
     }
 }
 
@@ -138,46 +156,46 @@ fn locked(bytes: &Mutex<PieceBytes>) -> MutexGuard<'_, PieceBytes> {
     bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a reset must be able to load again. A large image is compressed by and by: it is memory
-/// that the guest does not have.
-#[derive(Debug, Clone)]
+/// What a reset must be able to load again.
+#[derive(Debug)]
 enum PieceBytes {
-    Plain(Bytes),
-    /// One zstd frame.
-    Packed(Vec<u8>),
+    /// In memory.
+    Held(Bytes),
+    /// By the driver.
+    Kept(Box<dyn KeptImage>),
 }
 
-/// Images smaller than this are kept as they are.
-const PACK_FROM_BYTES: usize = 1 << 20;
-/// Bytes unpacked at once.
-const UNPACK_BYTES: usize = 64 << 10;
+/// Images smaller than this stay in memory.
+const KEEP_FROM_BYTES: usize = 1 << 20;
+/// Bytes read at once.
+const READ_BYTES: usize = 64 << 10;
 
 impl Piece {
     fn new(address: u64, bytes: Bytes, zeros: u64) -> Piece {
         let len = bytes.len() as u64;
-        Piece { address, len, zeros, bytes: Arc::new(Mutex::new(PieceBytes::Plain(bytes))) }
+        Piece { address, len, zeros, bytes: Arc::new(Mutex::new(PieceBytes::Held(bytes))) }
     }
 
     fn end(&self) -> Option<u64> {
         self.address.checked_add(self.len)?.checked_add(self.zeros)
     }
 
-    fn load(&self, ram: &mut Ram) {
+    fn load(&self, ram: &mut Ram) -> io::Result<()> {
         match &*locked(&self.bytes) {
-            PieceBytes::Plain(bytes) => ram.write(self.address, bytes).expect("the plan lies in RAM"),
-            PieceBytes::Packed(packed) => {
-                let mut frame = zstd::Decoder::with_buffer(&packed[..]).expect("a decoder needs only memory");
-                let mut buffer = vec![0; UNPACK_BYTES];
+            PieceBytes::Held(bytes) => ram.write(self.address, bytes).expect("the plan lies in RAM"),
+            PieceBytes::Kept(kept) => {
+                let mut buffer = vec![0; READ_BYTES];
                 let mut done = 0;
                 while done < self.len {
-                    let chunk = &mut buffer[..UNPACK_BYTES.min((self.len - done) as usize)];
-                    frame.read_exact(chunk).expect("this process packed it");
+                    let chunk = &mut buffer[..READ_BYTES.min((self.len - done) as usize)];
+                    kept.read(done, chunk)?;
                     ram.write(self.address + done, chunk).expect("the plan lies in RAM");
                     done += chunk.len() as u64;
                 }
             }
         }
         zero(ram, self.address + self.len, self.zeros);
+        Ok(())
     }
 }
 
@@ -213,14 +231,17 @@ impl BootPlan {
         Ok(plan)
     }
 
-    /// Packs the images where they are kept for a reset.
-    pub fn packer(&self) -> ImagePacker {
-        ImagePacker(self.pieces.iter().map(|piece| Arc::clone(&piece.bytes)).collect())
+    /// Has the images that a reset loads again kept elsewhere.
+    pub fn keeper(&self) -> ImageKeeper {
+        ImageKeeper(self.pieces.iter().map(|piece| Arc::clone(&piece.bytes)).collect())
     }
 
     /// Puts everything into memory.
-    pub fn load(&self, ram: &mut Ram, fdt: &[u8]) {
-        self.pieces.iter().for_each(|piece| piece.load(ram));
+    ///
+    /// # Errors
+    /// When images that are kept elsewhere cannot be read.
+    pub fn load(&self, ram: &mut Ram, fdt: &[u8]) -> io::Result<()> {
+        self.pieces.iter().try_for_each(|piece| piece.load(ram))?;
         assert!(fdt.len() as u64 <= DYNAMIC_INFO_OFFSET, "the device tree has its room");
         ram.write(self.fdt_address, fdt).expect("the plan lies in RAM");
         if self.kind == BootKind::Firmware {
@@ -228,6 +249,7 @@ impl BootPlan {
             let info = [0x4942_534f, 2, self.next_entry, 1, 0, 0].map(u64::to_le_bytes).concat();
             ram.write(self.dynamic_info_address(), &info).expect("the plan lies in RAM");
         }
+        Ok(())
     }
 
     /// Address of the `fw_dynamic_info` that a firmware gets in `a2`.
@@ -402,7 +424,12 @@ fn find_tohost(file: &ElfBytes<'_, LittleEndian>) -> Option<ToHost> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use log_format::{Control, Event};
+
     use super::*;
+    use crate::{Exit, HostPart, Machine, MachineConfig, RiscvMachine};
 
     const MEMORY: u64 = 16 << 20;
 
@@ -429,11 +456,65 @@ mod tests {
         assert!(end <= plan.fdt_address);
         let mut ram = Ram::new(MEMORY / 4096);
         ram.write(0x8020_2000, &[9]).unwrap();
-        plan.load(&mut ram, b"tree");
+        plan.load(&mut ram, b"tree").unwrap();
         assert_eq!(ram.slice(0x8020_1233, 2).unwrap(), [0x13, 0]);
         assert_eq!(ram.slice(0x8020_2000, 1).unwrap(), [0]);
         assert_eq!(ram.slice(end - 1, 2).unwrap(), [7, 0]);
         assert_eq!(ram.slice(plan.fdt_address, 4).unwrap(), b"tree");
+    }
+
+    /// Bytes that a driver keeps, and may lose.
+    #[derive(Debug)]
+    struct Kept(Vec<u8>, Arc<AtomicBool>);
+
+    impl KeptImage for Kept {
+        fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+            if self.1.load(Ordering::Relaxed) {
+                return Err(io::Error::other("medium error"));
+            }
+            into.copy_from_slice(&self.0[at as usize..][..into.len()]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reset_loads_kept_images_and_stops_where_they_are_lost() {
+        let kernel = linux_image(KEEP_FROM_BYTES + 12_345, 0);
+        let images = BootImages::supervisor(kernel.clone(), Some(Bytes::from_static(b"small")));
+        let machine = || RiscvMachine::new(MachineConfig::default(), &images, Vec::new()).unwrap();
+        let (mut held, mut kept) = (machine(), machine());
+        let lost = Arc::new(AtomicBool::new(false));
+        let mut sizes = Vec::new();
+        let keep = |bytes: &[u8]| {
+            sizes.push(bytes.len());
+            Ok(Kept(bytes.to_vec(), Arc::clone(&lost)))
+        };
+        kept.image_keeper().keep(keep).unwrap();
+        assert_eq!(sizes, [kernel.len()], "what is small stays");
+        for boot in 1..3 {
+            for machine in [&mut held, &mut kept] {
+                assert_eq!(machine.run(boot * 1000), Exit::Limit);
+            }
+            assert_eq!(held.digest(), kept.digest());
+            held.inject(&Event::Control(Control::Reset));
+            kept.inject(&Event::Control(Control::Reset));
+        }
+        lost.store(true, Ordering::Relaxed);
+        let at = kept.moment();
+        assert_eq!(kept.run(9000), Exit::HostFault { part: HostPart::BootImages });
+        assert_eq!((kept.moment(), kept.host_fault()), (at, Some("medium error")));
+        assert_eq!(held.run(9000), Exit::Limit);
+    }
+
+    #[test]
+    fn images_that_are_not_taken_stay() {
+        let kernel = linux_image(KEEP_FROM_BYTES, 0);
+        let plan = plan(&BootImages::supervisor(kernel.clone(), None)).unwrap();
+        let refused = plan.keeper().keep(|_| Err::<Kept, _>(io::Error::other("disk full")));
+        assert_eq!(refused.unwrap_err().to_string(), "disk full");
+        let mut ram = Ram::new(MEMORY / 4096);
+        plan.load(&mut ram, b"tree").unwrap();
+        assert_eq!(ram.slice(0x8020_0000, kernel.len()).unwrap(), &kernel[..]);
     }
 
     #[test]
@@ -463,7 +544,7 @@ mod tests {
         let plan = plan(&images).unwrap();
         assert_eq!(plan.entry, RAM_BASE);
         let mut ram = Ram::new(MEMORY / 4096);
-        plan.load(&mut ram, b"tree");
+        plan.load(&mut ram, b"tree").unwrap();
         let info = ram.slice(plan.dynamic_info_address(), 24).unwrap();
         assert_eq!(info[..8], 0x4942_534fu64.to_le_bytes());
         assert_eq!(info[16..24], 0x8020_0000u64.to_le_bytes());

@@ -1,5 +1,7 @@
 //! What a machine can do: all that the rest of the system knows of one.
 
+use std::fmt;
+
 use log_format::{CheckpointHead, CheckpointPart, Digest, Event, LoggedOutput, MachineIdentity, Moment};
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -210,17 +212,35 @@ pub enum Exit {
         /// Guest time in nanoseconds at which a hart or a device wakes by itself.
         wake_ns: Option<u64>,
     },
-    /// The host failed to read or write this disk. The machine stops for good: its state no
+    /// The host failed to read or write something of the machine's. It stops for good: its state no
     /// longer follows from its log. A backup takes over from what was committed.
     HostFault {
-        /// Index of the disk.
-        disk: u8,
+        /// What.
+        part: HostPart,
     },
     /// The guest powered itself off, or ended through `tohost` with this code.
     Halted {
         /// Exit status: 0 is success.
         code: u32,
     },
+}
+
+/// What of the machine's is on the host's storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostPart {
+    /// The disk of this index.
+    Disk(u8),
+    /// What a reset loads again.
+    BootImages,
+}
+
+impl fmt::Display for HostPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPart::Disk(disk) => write!(f, "disk {disk}"),
+            HostPart::BootImages => f.write_str("the boot images kept for a reset"),
+        }
+    }
 }
 
 /// Why a checkpoint cannot be restored.

@@ -29,6 +29,7 @@ pub mod softfloat;
 mod state;
 mod stops;
 
+pub use boot::{ImageKeeper, KeptImage};
 pub use config::*;
 pub use contract::*;
 pub use difference::Difference;

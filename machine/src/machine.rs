@@ -7,10 +7,10 @@ use log_format::{
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::board::{Board, Devices};
-use crate::boot::{BootPlan, ImagePacker};
+use crate::boot::{BootPlan, ImageKeeper};
 use crate::clock::Clock;
 use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
-use crate::contract::{BegunCheckpoint, CheckpointExtent, Exit, Kept, Machine, RestoreError};
+use crate::contract::{BegunCheckpoint, CheckpointExtent, Exit, HostPart, Kept, Machine, RestoreError};
 use crate::device::virtio::HostFault;
 use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
 use crate::engine::Engine;
@@ -101,10 +101,10 @@ impl RiscvMachine {
         self.board.host_fault.as_ref().map(|fault| fault.message.as_str())
     }
 
-    /// Packs the boot images, which are kept for a reset: their memory is given back. On any
-    /// thread, at any time; the machine stays the same.
-    pub fn image_packer(&self) -> ImagePacker {
-        self.plan.packer()
+    /// Has the driver keep the boot images that a reset loads again: their memory is given back. On
+    /// any thread, at any time; the machine stays the same.
+    pub fn image_keeper(&self) -> ImageKeeper {
+        self.plan.keeper()
     }
 
     /// Has instructions executed by `engine` from now on: the machine stays the same.
@@ -149,7 +149,7 @@ impl RiscvMachine {
     fn or_fault<T>(&mut self, disk: usize, result: std::io::Result<T>) -> Option<T> {
         result
             .inspect_err(|error| {
-                let fault = HostFault { disk: disk as u8, message: error.to_string() };
+                let fault = HostFault { part: HostPart::Disk(disk as u8), message: error.to_string() };
                 self.board.host_fault.get_or_insert(fault);
             })
             .ok()

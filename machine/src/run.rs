@@ -6,8 +6,9 @@
 use crate::board::LINE_MACHINE_TIMER;
 use crate::clock::ticks_to_ns;
 use crate::config::BootKind;
-use crate::contract::{Exit, Machine};
+use crate::contract::{Exit, HostPart, Machine};
 use crate::device::syscon::Request;
+use crate::device::virtio::HostFault;
 use crate::fdt;
 use crate::hart::{HartExit, HartRun, HartState};
 use crate::machine::RiscvMachine;
@@ -23,7 +24,7 @@ impl RiscvMachine {
         self.stops.stop = None;
         loop {
             if let Some(fault) = &self.board.host_fault {
-                return Exit::HostFault { disk: fault.disk };
+                return Exit::HostFault { part: fault.part };
             }
             if self.core.icount >= limit {
                 return Exit::Limit;
@@ -33,7 +34,10 @@ impl RiscvMachine {
             }
             match self.core.power {
                 Power::Halted(code) => return Exit::Halted { code },
-                Power::Booting => self.boot(),
+                Power::Booting => {
+                    self.boot();
+                    continue;
+                }
                 Power::On => {}
             }
             let Some(hart) = self.choose_hart() else {
@@ -160,7 +164,11 @@ impl RiscvMachine {
         self.board.devices.pool.fill(&mut seed);
         let slots = self.board.devices.slots.len();
         let tree = fdt::build(&self.config, slots, self.plan.initrd, &seed);
-        self.plan.load(&mut self.board.ram, &tree);
+        if let Err(error) = self.plan.load(&mut self.board.ram, &tree) {
+            let fault = HostFault { part: HostPart::BootImages, message: error.to_string() };
+            self.board.host_fault.get_or_insert(fault);
+            return;
+        }
         self.core.power = Power::On;
         self.core.turn = Turn { hart: 0, left: self.config.slice_instructions };
         let supervisor = self.kind == BootKind::Supervisor;

@@ -108,7 +108,7 @@ fn a_damaged_program_is_refused_or_loaded() {
     let take = |image: Vec<u8>| {
         let _ = (is_bare(&image), Signature::find(&image));
         if let Ok(plan) = BootPlan::new(&BootImages::bare(image.into()), MEMORY_BYTES) {
-            plan.load(&mut Ram::new(MEMORY_BYTES / 4096), b"device tree");
+            plan.load(&mut Ram::new(MEMORY_BYTES / 4096), b"device tree").expect("the images are in memory");
         }
     };
     (0..whole.len()).for_each(|len| take(whole[..len].to_vec()));

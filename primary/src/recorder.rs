@@ -32,7 +32,7 @@
 use log_format::{
     CheckpointHead, CheckpointPart, Digest, Event, LoggedDigest, LoggedEvent, LoggedOutput, Moment,
 };
-use machine::{BegunCheckpoint, CheckpointExtent, Exit, Machine};
+use machine::{BegunCheckpoint, CheckpointExtent, Exit, HostPart, Machine};
 
 /// How a [`Recorder`] cuts time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,11 +115,11 @@ pub enum Step {
         /// Exit status: 0 is success.
         code: u32,
     },
-    /// The host failed to read or write this disk: the machine stopped for good, and only a
+    /// The host failed to read or write something of the machine's: the machine stopped for good, and only a
     /// backup can go on. What was recorded before is right.
     HostFault {
-        /// Index of the disk.
-        disk: u8,
+        /// What.
+        part: HostPart,
     },
 }
 
@@ -162,7 +162,7 @@ pub struct Recorder<M> {
     lag_at_wake_ns: u64,
     halted: Option<u32>,
     /// The disk that the host failed at.
-    faulted: Option<u8>,
+    faulted: Option<HostPart>,
     started: bool,
     /// When the last slice began, if nobody has said the time since.
     slice_began_ns: Option<u64>,
@@ -277,7 +277,7 @@ impl<M: Machine> Recorder<M> {
     }
 
     fn ended(&self) -> Option<Step> {
-        let faulted = self.faulted.map(|disk| Step::HostFault { disk });
+        let faulted = self.faulted.map(|part| Step::HostFault { part });
         faulted.or(self.halted.map(|code| Step::Halted { code }))
     }
 
@@ -436,9 +436,9 @@ impl<M: Machine> Recorder<M> {
                 self.record_digest();
                 self.halted = Some(code);
             }
-            Exit::HostFault { disk } => {
+            Exit::HostFault { part } => {
                 // From here the state no longer follows from the log: no digest of it.
-                self.faulted = Some(disk);
+                self.faulted = Some(part);
                 return;
             }
         }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use log_format::{CheckpointHead, CheckpointPart, Digest, EncodedPart, Event};
-use machine::{CheckpointExtent, Machine};
+use machine::{CheckpointExtent, HostPart, Machine};
 
 use crate::core::MachineRequest;
 use crate::packer::{Packer, ToPacker};
@@ -61,10 +61,10 @@ pub enum FromMachine {
         /// Its exit status.
         code: u32,
     },
-    /// The host failed to read or write this disk: the machine stands still for good.
+    /// The host failed to read or write something of the machine's: the machine stands still for good.
     HostFault {
-        /// Index of the disk.
-        disk: u8,
+        /// What.
+        part: HostPart,
     },
 }
 
@@ -327,7 +327,7 @@ impl<M: Machine> Vcpu<M> {
         self.told.extend(recorded.map(FromMachine::Recorded).map(Told::ToCore));
         let end = match step {
             Step::Halted { code } => Some(FromMachine::Halted { code }),
-            Step::HostFault { disk } => Some(FromMachine::HostFault { disk }),
+            Step::HostFault { part } => Some(FromMachine::HostFault { part }),
             Step::Continue | Step::Sleep { .. } | Step::Stalled => None,
         };
         if let Some(end) = end

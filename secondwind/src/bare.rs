@@ -140,8 +140,8 @@ fn run_to_end(machine: &mut RiscvMachine, limit: u64, seconds: Option<f64>) -> R
                     "after {icount} instructions every hart waits for an interrupt, and none can come"
                 )));
             }
-            Exit::HostFault { disk } => {
-                bail!("disk {disk} could not be read or written; see to it and start again")
+            Exit::HostFault { part } => {
+                bail!("{part} could not be read or written; see to it and start again")
             }
         }
     }

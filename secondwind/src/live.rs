@@ -21,7 +21,7 @@ use store::{LogOptions, LogWriter};
 
 use crate::bare::{self, BareArgs};
 use crate::console::{Console, Keys};
-use crate::disk::{DiskMode, DiskSpec};
+use crate::disk::{self, DiskMode, DiskSpec};
 use crate::options::VmOptions;
 use crate::resume::{self, Origin, Resumption};
 use crate::vm::Vm;
@@ -323,9 +323,9 @@ impl Live {
                 Step::Stalled => (recorder.take_recorded(now_ns), None),
                 Step::Sleep { until_ns } => (recorder.take_recorded(now_ns), until_ns),
                 Step::Halted { code } => break Some(code),
-                Step::HostFault { disk } => bail!(
-                    "disk {disk} ({}) could not be read or written: {}; see to it and start again",
-                    self.disks[usize::from(disk)].path.display(),
+                Step::HostFault { part } => bail!(
+                    "{} could not be read or written: {}; see to it and start again",
+                    disk::shown(part, &self.disks),
                     recorder.machine().host_fault().unwrap_or("the host does not say why"),
                 ),
             };

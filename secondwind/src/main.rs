@@ -15,6 +15,7 @@ mod diff;
 mod disk;
 mod drill;
 mod history;
+mod kept_image;
 mod keygen;
 mod live;
 mod log;

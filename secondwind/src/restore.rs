@@ -14,6 +14,7 @@ use store::checkpoint::{Chain, CheckpointFile, CheckpointWriter, Images, SecretK
 use crate::checkpoint::order::Prepared;
 use crate::checkpoint::{keys, recipe};
 use crate::disk::{DiskMode, DiskSpec};
+use crate::kept_image;
 use crate::live::{self, LiveArgs, Start};
 use crate::options::disk_parser;
 use crate::recording;
@@ -123,9 +124,9 @@ pub fn restore(args: &RestoreArgs) -> Result<ExitCode> {
         log,
         vm,
     };
-    // Packed beside the guest, which has long been running when that is done.
-    let packer = start.machine.image_packer();
-    std::thread::Builder::new().name("pack".into()).spawn(move || packer.pack())?;
+    // Beside the guest, which need not wait for that.
+    let (keeper, folder) = (start.machine.image_keeper(), start.vm.images.folder());
+    std::thread::Builder::new().name("images".into()).spawn(move || kept_image::keep(keeper, &folder))?;
     drop((chain, images));
     let config = live::recorder_config(start.log.is_some());
     live::go_live(start, config, &args.live)

@@ -12,6 +12,7 @@ use netbuf::{Forward, NetKind, NetSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{self, DiskMode, DiskSpec, Format};
+use crate::kept_image;
 use crate::options::{VmOptions, parse_size_bytes};
 
 /// The built-in guest.
@@ -76,6 +77,20 @@ impl ImageSources {
         let others = [("initrd", &self.initrd), ("firmware", &self.firmware)];
         let others = others.into_iter().filter_map(|(name, source)| Some((name, source.as_ref()?)));
         std::iter::once(("kernel", &self.kernel)).chain(others).collect()
+    }
+
+    /// Where files may be that go with them: beside the first that is in a file.
+    pub fn folder(&self) -> PathBuf {
+        let paths = self.named().into_iter().filter_map(|(_, source)| match source {
+            ImageSource::File(path) => Some(path.as_path()),
+            ImageSource::BuiltIn(_) | ImageSource::Held(_) => None,
+        });
+        let mut folders = paths.filter_map(Path::parent);
+        match folders.next() {
+            Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
+            Some(folder) => folder.to_owned(),
+            None => std::env::temp_dir(),
+        }
     }
 
     /// The boot images, of their bytes in the same order.
@@ -168,12 +183,12 @@ impl Vm {
     /// Makes the machine.
     pub fn build(&self, mode: DiskMode) -> Result<RiscvMachine> {
         let machine = self.build_with(mode, &self.images.read_all()?)?;
-        machine.image_packer().pack();
+        kept_image::keep(machine.image_keeper(), &self.images.folder());
         Ok(machine)
     }
 
     /// Makes the machine of its boot images, which [`ImageSources::named`] has in this order.
-    /// They are not packed yet.
+    /// They are in its memory yet.
     pub fn build_with(&self, mode: DiskMode, images: &[Bytes]) -> Result<RiscvMachine> {
         let stores: Vec<Box<dyn BlockStore>> =
             self.disks.iter().map(|spec| disk::open(spec, mode)).collect::<Result<_>>()?;

@@ -236,7 +236,7 @@ pub fn boot_image(data: &[u8]) {
         BootImages { kind: BootKind::Firmware, firmware: Some(image.clone()), ..BootImages::bare(image) },
     ] {
         if let Ok(plan) = BootPlan::new(&images, MEMORY_BYTES) {
-            plan.load(&mut Ram::new(MEMORY_BYTES / 4096), b"device tree");
+            plan.load(&mut Ram::new(MEMORY_BYTES / 4096), b"device tree").expect("the images are in memory");
         }
     }
 }

@@ -133,8 +133,8 @@ impl Primary {
             Finish::GuestEnded { code } => {
                 (GoodbyeReason::GuestEnded, format!("the guest ended with status {code}"))
             }
-            Finish::HostFault { disk } => {
-                (GoodbyeReason::Stopping, format!("the host failed to read or write disk {disk}"))
+            Finish::HostFault { part } => {
+                (GoodbyeReason::Stopping, format!("the host failed to read or write {part}"))
             }
             Finish::Stopped | Finish::Fenced { .. } | Finish::SwitchedOver { .. } => {
                 (GoodbyeReason::Stopping, "the operator stopped this side".to_owned())

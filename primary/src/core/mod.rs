@@ -247,7 +247,7 @@ impl Primary {
                 self.handle_increment_end(checkpoint, digest, packed_bytes, now_ns);
             }
             FromMachine::Halted { code } => self.handle_halted(code, now_ns),
-            FromMachine::HostFault { disk } => self.begin_ending(Finish::HostFault { disk }, now_ns),
+            FromMachine::HostFault { part } => self.begin_ending(Finish::HostFault { part }, now_ns),
         }
     }
 

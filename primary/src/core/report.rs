@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use log_format::{Divergence, Moment, ProtectionMode};
+use machine::HostPart;
 
 use super::{ConnectionId, DiskComparison, ResyncCounts};
 
@@ -119,10 +120,10 @@ pub enum Finish {
     },
     /// The operator stopped this side. A registered backup takes over.
     Stopped,
-    /// The host failed to read or write this disk. A registered backup takes over.
+    /// The host failed to read or write something of the machine's. A registered backup takes over.
     HostFault {
-        /// Index of the disk.
-        disk: u8,
+        /// What.
+        part: HostPart,
     },
     /// Another node is the primary.
     Fenced {

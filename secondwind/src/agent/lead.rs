@@ -20,6 +20,7 @@ use super::orders::obey_as_primary;
 use super::timeline;
 use super::transfer::Transfer;
 use crate::control::{Order, TransferRequest};
+use crate::disk;
 
 /// How often a transfer under way is looked at.
 const TRANSFER_INTERVAL: Duration = Duration::from_millis(50);
@@ -198,10 +199,10 @@ impl Agent {
         Ok(Role::End(match finish {
             Finish::GuestEnded { code } => ExitCode::from(code.min(255) as u8),
             Finish::Stopped => ExitCode::SUCCESS,
-            Finish::HostFault { disk } => {
+            Finish::HostFault { part } => {
                 eprintln!(
-                    "secondwind: disk {disk} ({}) could not be read or written; see to it and start again",
-                    self.vm.disks[usize::from(disk)].path.display()
+                    "secondwind: {} could not be read or written; see to it and start again",
+                    disk::shown(part, &self.vm.disks)
                 );
                 ExitCode::FAILURE
             }

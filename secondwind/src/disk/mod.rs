@@ -24,6 +24,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use machine::HostPart;
 use machine::disk::BlockStore;
 
 pub use image::Image;
@@ -111,6 +112,14 @@ pub fn write_qcow2(path: &Path, from: &dyn Image) -> Result<()> {
     image.flush().with_context(refused)?;
     drop(image);
     std::fs::File::open(path).and_then(|file| file.sync_all()).with_context(refused)
+}
+
+/// What of a machine's with these disks the host failed at, for a message.
+pub fn shown(part: HostPart, disks: &[DiskSpec]) -> String {
+    match part {
+        HostPart::Disk(disk) => format!("{part} ({})", disks[usize::from(disk)].path.display()),
+        HostPart::BootImages => part.to_string(),
+    }
 }
 
 /// Opens a disk of a protected machine. Its hash is that of the image below the overlay.

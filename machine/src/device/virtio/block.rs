@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::queue::{Broken, Chain, MAX_SIZE, Queue, gather, scatter};
 use super::{Environment, HostFault};
 use crate::config::DiskConfig;
+use crate::contract::HostPart;
 use crate::disk::{BLOCK_SECTORS, Disk, SECTOR_BYTES};
 use crate::semantics::Semantics;
 
@@ -293,7 +294,8 @@ impl Block {
         work: impl FnOnce(&mut Disk) -> std::io::Result<()>,
     ) -> u8 {
         if let Err(error) = work(&mut environment.disks[usize::from(self.disk)]) {
-            *environment.host_fault = Some(HostFault { disk: self.disk, message: error.to_string() });
+            *environment.host_fault =
+                Some(HostFault { part: HostPart::Disk(self.disk), message: error.to_string() });
         }
         STATUS_OK
     }

@@ -13,6 +13,7 @@ pub mod queue;
 
 use log_format::Moment;
 
+use crate::contract::HostPart;
 use crate::disk::Disk;
 use crate::output::Outputs;
 use crate::ram::Ram;
@@ -37,8 +38,8 @@ pub struct Environment<'a> {
 /// The host failed at something the guest must not see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFault {
-    /// Which disk.
-    pub disk: u8,
+    /// What it failed to read or write.
+    pub part: HostPart,
     /// What the host said.
     pub message: String,
 }

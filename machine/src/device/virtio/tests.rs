@@ -7,6 +7,7 @@ use super::super::entropy::EntropyPool;
 use super::super::queue::tests::Driver;
 use super::*;
 use crate::config::DiskConfig;
+use crate::contract::HostPart;
 use crate::disk::{Disk, MemDisk};
 use crate::output::Outputs;
 use crate::ram::{RAM_BASE, Ram};
@@ -365,7 +366,7 @@ fn a_failing_host_disk_stops_the_machine() {
     let mut driver = bench.start(&mut slot, 0).remove(0);
     request(&mut bench, &mut driver, 0, 0, (DATA, 512, true));
     complete(&mut bench, &mut slot);
-    assert_eq!(bench.host_fault, Some(HostFault { disk: 0, message: "medium error".into() }));
+    assert_eq!(bench.host_fault, Some(HostFault { part: HostPart::Disk(0), message: "medium error".into() }));
 }
 
 #[test]
