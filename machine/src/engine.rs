@@ -20,6 +20,18 @@ pub enum Engine {
     Auto,
 }
 
+/// What was translated since the translator was chosen, all harts together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Translation {
+    /// Blocks.
+    pub blocks: u64,
+    /// Bytes of host code.
+    pub bytes: u64,
+    /// Time that it took in nanoseconds, by the clock of
+    /// [`crate::RiscvMachine::time_translation`] and since that was given.
+    pub ns: u64,
+}
+
 /// A word that names no engine of this host.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum EngineError {

@@ -33,7 +33,7 @@ pub use boot::{ImageKeeper, KeptImage};
 pub use config::*;
 pub use contract::*;
 pub use difference::Difference;
-pub use engine::{Engine, EngineError};
+pub use engine::{Engine, EngineError, Translation};
 pub use handover::{Handover, PrimacyStart};
 pub use machine::RiscvMachine;
 pub use semantics::Semantics;

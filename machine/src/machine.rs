@@ -13,7 +13,7 @@ use crate::config::{BootImages, BootKind, ConfigError, MachineConfig};
 use crate::contract::{BegunCheckpoint, CheckpointExtent, Exit, HostPart, Kept, Machine, RestoreError};
 use crate::device::virtio::HostFault;
 use crate::disk::{BLOCK_BYTES, BlockStore, Disk};
-use crate::engine::Engine;
+use crate::engine::{Engine, Translation};
 use crate::hart::{Hart, HartOptions, HartState, Watched};
 use crate::output::Outputs;
 use crate::ram::{PAGE_BYTES, RAM_BASE, Ram};
@@ -115,6 +115,24 @@ impl RiscvMachine {
     /// Whether the translator executes.
     pub fn translates(&self) -> bool {
         self.harts.iter().all(Hart::translates)
+    }
+
+    /// Has translation timed from now on, by a clock of the driver's in nanoseconds. It is no part of
+    /// the machine: nothing that executes sees it. With [`RiscvMachine::set_engine`] it ends.
+    pub fn time_translation(&mut self, clock: fn() -> u64) {
+        self.harts.iter_mut().for_each(|hart| hart.time_translation(clock));
+    }
+
+    /// What was translated; `None` if the interpreter executes.
+    pub fn translation(&self) -> Option<Translation> {
+        self.harts.iter().map(Hart::translation).try_fold(Translation::default(), |all, hart| {
+            let hart = hart?;
+            Some(Translation {
+                blocks: all.blocks + hart.blocks,
+                bytes: all.bytes + hart.bytes,
+                ns: all.ns + hart.ns,
+            })
+        })
     }
 
     /// The configuration.

@@ -4,10 +4,11 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{Dice, Recording, ledger, record, replay, replay_to};
 use log_format::Output;
-use machine::{CheckpointExtent, Kept, Machine, RiscvMachine, content_hash};
+use machine::{CheckpointExtent, Engine, Exit, Kept, Machine, RiscvMachine, Translation, content_hash};
 
 const UNTIL_NS: u64 = 120_000_000;
 
@@ -121,6 +122,35 @@ fn a_reset_boots_again_and_replays() {
     assert_eq!(String::from_utf8_lossy(&text).matches("LEDGER ready").count(), 2);
     let again = run(&mut ledger(), 500);
     assert_eq!((again.0, again.1), (outputs, digest));
+}
+
+/// A clock that moves by being looked at.
+fn looks() -> u64 {
+    static LOOKS: AtomicU64 = AtomicU64::new(0);
+    LOOKS.fetch_add(1, Ordering::Relaxed)
+}
+
+#[test]
+fn translation_is_timed_unseen() {
+    let (mut timed, mut other) = (ledger(), ledger());
+    if !Engine::HAS_TRANSLATOR {
+        assert_eq!(timed.translation(), None);
+        return;
+    }
+    for machine in [&mut timed, &mut other] {
+        machine.set_engine(Engine::Translator);
+    }
+    timed.time_translation(looks);
+    for machine in [&mut timed, &mut other] {
+        assert!(matches!(machine.run(1_000_000), Exit::Limit | Exit::Idle { .. }));
+    }
+    assert_eq!(timed.digest(), other.digest());
+    let (Some(timed), Some(other)) = (timed.translation(), other.translation()) else {
+        panic!("the translator is chosen where there is one");
+    };
+    assert!(timed.blocks > 10 && timed.bytes > 10 * timed.blocks, "{timed:?}");
+    assert!(timed.ns >= timed.blocks, "two looks for each: {timed:?}");
+    assert_eq!(other, Translation { ns: 0, ..timed });
 }
 
 /// Brings `donor`, which held a state of the same machine, to the present one in place. How many

@@ -9,12 +9,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use link::clock::monotonic_ns;
 use log_format::Output;
 use machine::{Exit, Machine, RiscvMachine, Signature};
 use serde_json::json;
 
 use crate::disk::DiskMode;
-use crate::live::LiveArgs;
+use crate::live::{LiveArgs, report_translation};
 use crate::options::VmOptions;
 use crate::vm::Vm;
 
@@ -63,6 +64,9 @@ pub fn run(args: &BareArgs, options: &VmOptions, live: &LiveArgs, name: &str) ->
         args.signature.as_ref().map(|path| Ok::<_, anyhow::Error>((path, Signature::find(&program)?)));
     let signature = signature.transpose()?;
     let mut machine = vm.build(DiskMode::Direct)?;
+    if live.report.is_some() {
+        machine.time_translation(monotonic_ns);
+    }
     let started = Instant::now();
     let limit = args.max_instructions.unwrap_or(u64::MAX);
     let end = run_to_end(&mut machine, limit, live.seconds)?;
@@ -91,10 +95,11 @@ fn write_report(path: &Path, machine: &RiscvMachine, end: &End, wall: Duration) 
         End::Guest(code) => Some(code),
         End::Unended(_) => None,
     };
-    let report = json!({
+    let mut report = json!({
         "instructions": moment.icount, "guest_ns": moment.time_ns, "wall_s": wall.as_secs_f64(),
         "guest_exit": code,
     });
+    report_translation(&mut report, machine.translation());
     std::fs::write(path, format!("{report}\n"))
         .with_context(|| format!("cannot write the report to {}", path.display()))
 }

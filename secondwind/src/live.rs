@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use link::clock::monotonic_ns;
 use log_format::{Event, LoggedOutput, Output, SegmentHeader};
-use machine::{Machine, RiscvMachine};
+use machine::{Machine, RiscvMachine, Translation};
 use netbuf::{PortId, PortSender, VmId};
 use primary::{Advance, Recorded, Recorder, RecorderConfig, Snapshot, SnapshotOrder, Step};
 use serde_json::json;
@@ -184,7 +184,10 @@ pub fn begin_recording(
 
 /// Runs a machine live, to its end.
 pub fn go_live(start: Start, config: RecorderConfig, args: &LiveArgs) -> Result<ExitCode> {
-    let Start { vm, name, role, disks, machine, .. } = start;
+    let Start { vm, name, role, disks, mut machine, .. } = start;
+    if args.report.is_some() {
+        machine.time_translation(monotonic_ns);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let (inputs, received) = channel();
     let ports = runtime.block_on(open_ports(&vm, &name, &inputs))?;
@@ -218,15 +221,25 @@ pub fn go_live(start: Start, config: RecorderConfig, args: &LiveArgs) -> Result<
     drop(console);
     let log_bytes = live.recording.take().map(Recording::finish).transpose()?;
     if let Some(path) = &args.report {
-        let report = json!({
+        let mut report = json!({
             "instructions": ended.instructions, "guest_ns": ended.guest_ns, "wall_s": wall_s,
             "cpu_s": cpu_seconds() - cpu_before_s, "guest_exit": ended.code, "log_bytes": log_bytes,
             "first_instruction_s": first_instruction_s, "away_ns": away_ns,
         });
+        report_translation(&mut report, ended.translation);
         std::fs::write(path, format!("{report}\n"))
             .with_context(|| format!("cannot write the report to {}", path.display()))?;
     }
     Ok(ended.code.map_or(ExitCode::SUCCESS, |code| ExitCode::from(code.min(255) as u8)))
+}
+
+/// Adds to a report what was translated; nothing if the interpreter executes.
+pub fn report_translation(report: &mut serde_json::Value, translation: Option<Translation>) {
+    if let Some(Translation { blocks, bytes, ns }) = translation {
+        report["translation_s"] = (ns as f64 / 1e9).into();
+        report["translated_blocks"] = blocks.into();
+        report["translated_bytes"] = bytes.into();
+    }
 }
 
 async fn open_ports(vm: &Vm, name: &str, inputs: &Sender<Input>) -> Result<Vec<PortSender>> {
@@ -302,6 +315,7 @@ struct Ended {
     guest_ns: u64,
     /// The guest's exit status, unless it was stopped from outside.
     code: Option<u32>,
+    translation: Option<Translation>,
 }
 
 impl Live {
@@ -351,7 +365,8 @@ impl Live {
         let last = recorder.take_recorded(monotonic_ns());
         self.hand_on(last)?;
         let moment = recorder.moment();
-        Ok(Ended { instructions: moment.icount, guest_ns: moment.time_ns, code })
+        let translation = recorder.machine().translation();
+        Ok(Ended { instructions: moment.icount, guest_ns: moment.time_ns, code, translation })
     }
 
     /// Waits for an input, at most for this long, and obeys all that have come. Whether to go on.

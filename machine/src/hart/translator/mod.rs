@@ -28,6 +28,7 @@ use super::csr::ENVCFG_CBZE;
 use super::kind::Kind;
 use super::op::MAX_BLOCK;
 use crate::bus::Bus;
+use crate::engine::Translation;
 use access::Misaligned;
 use code::CodeMemory;
 use emitter::{Buffer, Pending};
@@ -80,6 +81,10 @@ pub(super) struct Translator {
     features: Features,
     /// The assembled block, kept for its room.
     buffer: Vec<u8>,
+    /// What was translated so far.
+    done: Translation,
+    /// By which that is timed, if it is.
+    clock: Option<fn() -> u64>,
 }
 
 impl Translator {
@@ -108,6 +113,8 @@ impl Translator {
             epoch: 0,
             features,
             buffer: Vec::new(),
+            done: Translation::default(),
+            clock: None,
         }))
     }
 
@@ -136,6 +143,15 @@ impl Translator {
 
     /// Translates a block that has an entry. `None` if it is to be interpreted.
     fn translate(&mut self, blocks: &Blocks, block: Block) -> Option<u32> {
+        let started_ns = self.clock.map(|clock| clock());
+        let native = self.assemble(blocks, block);
+        if let (Some(clock), Some(started_ns)) = (self.clock, started_ns) {
+            self.done.ns += clock().saturating_sub(started_ns);
+        }
+        native
+    }
+
+    fn assemble(&mut self, blocks: &Blocks, block: Block) -> Option<u32> {
         let base = self.next.next_multiple_of(CODE_ALIGNMENT);
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.clear();
@@ -159,6 +175,8 @@ impl Translator {
             assert!(bytes.len() <= BLOCK_ROOM - CODE_ALIGNMENT, "{} bytes for a block", bytes.len());
             self.memory.write(base, &bytes);
             self.next = base + bytes.len();
+            self.done.blocks += 1;
+            self.done.bytes += bytes.len() as u64;
         }
         self.buffer = bytes;
         done.then_some(base as u32)
@@ -281,6 +299,18 @@ impl Emitter<'_> {
 }
 
 impl Hart {
+    /// Has translation timed from now on, by a clock in nanoseconds.
+    pub fn time_translation(&mut self, clock: fn() -> u64) {
+        if let Some(translator) = &mut self.translator {
+            translator.clock = Some(clock);
+        }
+    }
+
+    /// What was translated; `None` if the interpreter executes.
+    pub fn translation(&self) -> Option<Translation> {
+        self.translator.as_ref().map(|translator| translator.done)
+    }
+
     /// Makes room for translations: drops everything when there is none left.
     pub(super) fn make_room_to_translate(&mut self) {
         if self.translator.as_ref().is_some_and(|translator| translator.is_full()) {
