@@ -154,6 +154,7 @@ impl Backup {
         self.registered = false;
         self.progress = None;
         self.pending_mark = None;
+        self.marked = None;
         self.disk_check = None;
         self.shipped = None;
         self.mode = ProtectionMode::Replay;
@@ -389,9 +390,10 @@ impl Backup {
         let Some(held) = self.held.filter(|_| self.following) else { return };
         if held.position.sequence >= after_sequence {
             self.pending_mark = None;
-            let later =
-                mark.icount >= held.position.moment.icount && mark.time_ns >= held.position.moment.time_ns;
-            if held.position.sequence == after_sequence && later {
+            let end = held.position.moment;
+            // Where the batches end, the machine goes by itself.
+            let later = mark != end && mark.icount >= end.icount && mark.time_ns >= end.time_ns;
+            if held.position.sequence == after_sequence && later && self.marked.replace(mark) != Some(mark) {
                 self.commands.push_back(ToReplayer::Mark(mark));
             }
         }

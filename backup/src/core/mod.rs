@@ -315,6 +315,8 @@ pub struct Backup {
     unreplayed: VecDeque<(u64, u64)>,
     unreplayed_bytes: u64,
     pending_mark: Option<(u64, Moment)>,
+    /// The last mark that the machine got: the same again is no news, and would wake its thread.
+    marked: Option<Moment>,
     /// Batches that the primary had shipped when it last said so.
     shipped: Option<u64>,
     /// How the primary protects now.
@@ -368,6 +370,7 @@ impl Backup {
             unreplayed: VecDeque::new(),
             unreplayed_bytes: 0,
             pending_mark: None,
+            marked: None,
             shipped: None,
             mode: ProtectionMode::Replay,
             stood: 0,

@@ -29,6 +29,8 @@ impl Backup {
             (false, true) => {
                 self.stood = change.sequence;
                 self.pending_mark = None;
+                // What is put into place there forgets it.
+                self.marked = None;
                 self.commands.push_back(ToReplayer::Stand { sequence: change.sequence });
             }
             (true, false) => self.commands.push_back(ToReplayer::Follow),
