@@ -1,6 +1,8 @@
-//! A timer that others can set nearer, for drivers whose core is fed from several threads.
+//! Timers that others can set nearer, for drivers whose core is fed from several threads.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -45,9 +47,90 @@ impl Alarm {
     }
 }
 
+/// A thread waits; any other may say that the time it waits for came nearer.
+///
+/// For a time that comes so often that the way through tokio's timers and its poll would cost more than
+/// what there is to do then.
+#[derive(Debug)]
+pub struct ThreadAlarm {
+    /// Who waits, once it does.
+    thread: OnceLock<Thread>,
+    /// What it waits for; `u64::MAX` while it finds out.
+    armed_ns: AtomicU64,
+    /// The time came nearer since it began to find out.
+    changed: AtomicBool,
+}
+
+impl Default for ThreadAlarm {
+    fn default() -> Self {
+        let (thread, armed_ns) = (OnceLock::new(), AtomicU64::new(u64::MAX));
+        ThreadAlarm { thread, armed_ns, changed: AtomicBool::new(false) }
+    }
+}
+
+impl ThreadAlarm {
+    /// The time is now `due_ns` at the latest: wakes the thread if that is news to it.
+    pub fn nearer(&self, due_ns: u64) {
+        if due_ns < self.armed_ns.load(Ordering::Acquire) {
+            self.changed.store(true, Ordering::Release);
+            if let Some(thread) = self.thread.get() {
+                thread.unpark();
+            }
+        }
+    }
+
+    /// Calls `tick` now, then always at the time that it gave, or when that came nearer, until it
+    /// gives none. One thread only.
+    pub fn run(&self, mut tick: impl FnMut() -> Option<u64>) {
+        self.thread.get_or_init(std::thread::current);
+        loop {
+            self.changed.store(false, Ordering::Release);
+            self.armed_ns.store(u64::MAX, Ordering::Release);
+            let Some(due_ns) = tick() else { return };
+            self.armed_ns.store(due_ns, Ordering::Release);
+            // What `tick` waits for may have taken the token that `unpark` leaves: hence the flag.
+            while !self.changed.load(Ordering::Acquire) {
+                let left_ns = due_ns.saturating_sub(monotonic_ns());
+                if left_ns == 0 {
+                    break;
+                }
+                std::thread::park_timeout(Duration::from_nanos(left_ns.min(LONGEST_SLEEP_NS)));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+
     use super::*;
+
+    #[test]
+    fn a_thread_is_woken_by_a_nearer_time_alone() {
+        let alarm = Arc::new(ThreadAlarm::default());
+        let (ticked, ticks) = channel();
+        let (due, dues) = channel();
+        let waiting = Arc::clone(&alarm);
+        let thread = std::thread::spawn(move || {
+            waiting.run(|| {
+                ticked.send(()).unwrap();
+                dues.recv().unwrap()
+            });
+        });
+        ticks.recv().unwrap();
+        // It finds out: what comes meanwhile is not missed. Else it would wait for centuries.
+        alarm.nearer(u64::MAX - 1);
+        due.send(Some(u64::MAX)).unwrap();
+        ticks.recv().unwrap();
+        // A time that is over does not wait at all.
+        due.send(Some(0)).unwrap();
+        ticks.recv().unwrap();
+        due.send(None).unwrap();
+        thread.join().unwrap();
+        assert!(ticks.recv().is_err(), "one call for each reason");
+    }
 
     #[tokio::test]
     async fn a_nearer_time_wakes_even_before_the_sleep() {

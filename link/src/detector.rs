@@ -156,6 +156,8 @@ impl std::fmt::Display for Suspicion {
 pub struct Detector {
     config: DetectorConfig,
     intervals: IntervalWindow,
+    /// See [`Detector::timeout_ns`]: asked for with every event, and changed by a heartbeat alone.
+    timeout_ns: u64,
     /// When the last heartbeat came on this connection, the start of the next interval.
     heartbeat_ns: Option<u64>,
     /// When anything came last.
@@ -176,8 +178,10 @@ impl Detector {
         if let Err(error) = config.check() {
             panic!("{error}");
         }
+        let intervals = IntervalWindow::new(config.window_samples, config.heartbeat_interval_ns);
         Detector {
-            intervals: IntervalWindow::new(config.window_samples, config.heartbeat_interval_ns),
+            timeout_ns: timeout_ns(&config, &intervals),
+            intervals,
             config,
             heartbeat_ns: Some(now_ns),
             heard_ns: now_ns,
@@ -194,6 +198,7 @@ impl Detector {
             // A silence beyond the ceiling says nothing about the rhythm of heartbeats.
             let interval_ns = (now_ns - previous_ns).min(self.config.max_timeout_ns);
             self.intervals.push(interval_ns);
+            self.timeout_ns = timeout_ns(&self.config, &self.intervals);
         }
     }
 
@@ -219,16 +224,14 @@ impl Detector {
     /// φ of the silence so far: grows with time, 0 while everything is as expected.
     pub fn phi(&self, now_ns: u64) -> f64 {
         let silence_ns = now_ns.saturating_sub(self.heard_ns);
-        let deviations = (silence_ns as f64 - self.intervals.mean_ns()) / self.standard_deviation_ns();
+        let deviation_ns = standard_deviation_ns(&self.config, &self.intervals);
+        let deviations = (silence_ns as f64 - self.intervals.mean_ns()) / deviation_ns;
         phi_of_deviations(deviations)
     }
 
     /// The silence that would be a suspicion now.
     pub fn timeout_ns(&self) -> u64 {
-        let deviations = deviations_of_phi(self.config.threshold_phi);
-        let silence_ns = self.intervals.mean_ns() + deviations * self.standard_deviation_ns();
-        // A cast from float saturates.
-        (silence_ns.ceil() as u64).clamp(self.config.min_timeout_ns, self.config.max_timeout_ns)
+        self.timeout_ns
     }
 
     /// When the peer becomes suspected if nothing comes until then: arm a timer here. Moves
@@ -268,14 +271,22 @@ impl Detector {
     pub fn heard_ns(&self) -> u64 {
         self.heard_ns
     }
+}
 
-    fn standard_deviation_ns(&self) -> f64 {
-        self.intervals
-            .standard_deviation_ns()
-            .max(self.config.min_standard_deviation_ns as f64)
-            // A configured minimum of zero and a perfect rhythm must not divide by zero.
-            .max(1.0)
-    }
+/// The silence that is a suspicion after these intervals.
+fn timeout_ns(config: &DetectorConfig, intervals: &IntervalWindow) -> u64 {
+    let deviations = deviations_of_phi(config.threshold_phi);
+    let silence_ns = intervals.mean_ns() + deviations * standard_deviation_ns(config, intervals);
+    // A cast from float saturates.
+    (silence_ns.ceil() as u64).clamp(config.min_timeout_ns, config.max_timeout_ns)
+}
+
+fn standard_deviation_ns(config: &DetectorConfig, intervals: &IntervalWindow) -> f64 {
+    intervals
+        .standard_deviation_ns()
+        .max(config.min_standard_deviation_ns as f64)
+        // A configured minimum of zero and a perfect rhythm must not divide by zero.
+        .max(1.0)
 }
 
 /// The last intervals between heartbeats, with exact sums, so that nothing drifts however

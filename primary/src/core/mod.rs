@@ -326,6 +326,13 @@ impl Primary {
         self.settle(now_ns);
     }
 
+    /// Calls [`Primary::handle_timeout`] if that is due.
+    pub fn advance_time(&mut self, now_ns: u64) {
+        if self.poll_timeout().is_some_and(|due_ns| due_ns <= now_ns) {
+            self.handle_timeout(now_ns);
+        }
+    }
+
     /// Time has come to [`Primary::poll_timeout`].
     pub fn handle_timeout(&mut self, now_ns: u64) {
         if self.batch_due_ns().is_some_and(|due_ns| due_ns <= now_ns) {

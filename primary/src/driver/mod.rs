@@ -6,12 +6,13 @@
 //!                                  |                 v
 //!   arbiter <-- blocking tasks <-- Shared: Mutex<Primary>, pumped by whoever brings news
 //!                                  ^                 |
-//!   TLS connections ---------------+                 +--> ports, console, log, connections
+//!   TLS connections, time thread --+                 +--> ports, console, log, connections
 //! ```
 //!
 //! There is no thread for the core: the one that brings an input takes the lock, hands the
 //! input over and carries out what the core answers. So an output goes from the machine to the
-//! link, and from the acknowledgement to the port, without waking a thread in between.
+//! link, and from the acknowledgement to the port, without waking a thread in between. Heartbeats, and
+//! what else comes with time, have a thread, so that nothing else delays them.
 
 mod encoder;
 mod images;
@@ -195,9 +196,13 @@ pub async fn run<M: Machine + 'static>(
         // The term is taken: better unprotected than not at all.
         reservation.listen().inspect_err(|error| tracing::error!("{error}; no backup can join")).ok()
     });
+    let time = shared.keep_time().map_err(DriverError::Thread)?;
     let ended = serve(&shared, &mut listener, controls.commands, &config.images).await;
     shared.to_vcpu(ToVcpu::Stop);
     let vcpu_ended = tokio::task::spawn_blocking(move || vcpu.join()).await;
+    // It ended with the primacy: the core has, or something failed for good.
+    let time_ended = tokio::task::spawn_blocking(move || time.join()).await;
+    drop(time_ended);
     shared.close_connections().await;
     controls.status.send_replace(showing(shared.status()));
     let ports = carriers.end().await;
@@ -263,7 +268,7 @@ async fn carry(
     }
 }
 
-/// Takes connections, commands and the time to the core until it is finished.
+/// Takes connections and commands to the core until it is finished.
 async fn serve(
     shared: &Arc<Shared>,
     listener: &mut Option<Listener>,
@@ -305,13 +310,7 @@ async fn serve(
                 Some(Command::Release) => shared.to_vcpu(ToVcpu::Release),
                 None => commands_open = false,
             },
-            () = shared.wait_for_timeout() => {
-                shared.with(|primary, now_ns| {
-                    if primary.poll_timeout().is_some_and(|due_ns| due_ns <= now_ns) {
-                        primary.handle_timeout(now_ns);
-                    }
-                });
-            }
+            () = shared.wait_for_end() => {}
             _ = log_due.tick(), if has_log => shared.watch_log(),
         }
     }

@@ -6,10 +6,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use link::alarm::Alarm;
+use link::alarm::ThreadAlarm;
 use link::arbiter::{Arbiter, Guard, GuardNews};
 use link::arbitration::{Step as ArbiterStep, arbitrate};
 use link::clock::monotonic_ns;
@@ -18,7 +19,7 @@ use log_format::{LoggedOutput, Output, Position};
 use netbuf::announce::AddressLearner;
 use netbuf::port::PortSender;
 use store::{BackgroundLog, Durability, LogHealth, LogWriter, StoreError};
-use tokio::sync::mpsc as async_mpsc;
+use tokio::sync::{Notify, mpsc as async_mpsc};
 
 use super::DriverError;
 use super::status::{BackupView, Look, PrimaryStatus, ResyncView};
@@ -45,8 +46,10 @@ pub struct Shared {
     inner: Mutex<Inner>,
     runtime: tokio::runtime::Handle,
     arbiter: Arc<dyn Arbiter>,
-    /// Wakes [`Shared::wait_for_timeout`].
-    alarm: Alarm,
+    /// Wakes [`Shared::keep_time`].
+    alarm: ThreadAlarm,
+    /// Wakes [`Shared::wait_for_end`].
+    over: Notify,
 }
 
 struct Inner {
@@ -71,6 +74,8 @@ struct Inner {
     /// What was said of the log.
     log_told: LogHealth,
     failure: Option<DriverError>,
+    /// The primacy has ended, in whatever way.
+    over: bool,
     /// The lease on this term, where the arbiter gives leases.
     guard: Option<Box<dyn Guard>>,
     /// What the core was told of it last.
@@ -125,6 +130,7 @@ impl Shared {
             log_is_behind: false,
             log_told: LogHealth::Well,
             failure: None,
+            over: false,
             guard: None,
             lease_told_ns: None,
             checkpoint_pause_ns: None,
@@ -133,7 +139,8 @@ impl Shared {
             inner: Mutex::new(inner),
             runtime: tokio::runtime::Handle::current(),
             arbiter: parts.arbiter,
-            alarm: Alarm::new(),
+            alarm: ThreadAlarm::default(),
+            over: Notify::new(),
         });
         if let Some(writer) = parts.store {
             let log = shared.start_log(writer, parts.durable).map_err(DriverError::Thread)?;
@@ -159,6 +166,13 @@ impl Shared {
 
     /// Hands the core an input, and carries out all that it then wants.
     pub fn with(self: &Arc<Self>, input: impl FnOnce(&mut Primary, u64)) {
+        // Who keeps the time ends at the end.
+        let due_ns = self.feed(input).unwrap_or(0);
+        self.alarm.nearer(due_ns);
+    }
+
+    /// The same; gives when the core wants to know the time, until the end.
+    fn feed(self: &Arc<Self>, input: impl FnOnce(&mut Primary, u64)) -> Option<u64> {
         let mut inner = self.lock();
         let now_ns = monotonic_ns();
         input(&mut inner.primary, now_ns);
@@ -167,17 +181,29 @@ impl Shared {
             self.ask_arbiter(step);
         }
         let due_ns = inner.due_ns(now_ns);
-        let over = inner.primary.finished().is_some() || inner.failure.is_some();
+        inner.over |= inner.primary.finished().is_some() || inner.failure.is_some();
+        let over = inner.over;
         let written_to = std::mem::take(&mut inner.written_to);
         drop(inner);
         // Not under the lock: others go on meanwhile.
         written_to.iter().for_each(Sender::write_out);
-        self.alarm.nearer(if over { 0 } else { due_ns });
+        if over {
+            self.over.notify_one();
+        }
+        (!over).then_some(due_ns)
     }
 
-    /// Waits until the core wants to know the time, or something else is to be looked at.
-    pub async fn wait_for_timeout(&self) {
-        self.alarm.wait(|| self.lock().due_ns(monotonic_ns())).await;
+    /// Starts the thread that tells the core the time whenever it wants to know it, until
+    /// [`Shared::finished`] or a failure. So a heartbeat leaves on time whatever the runtime does.
+    pub fn keep_time(self: &Arc<Self>) -> std::io::Result<JoinHandle<()>> {
+        let shared = Arc::clone(self);
+        let tick = move || shared.alarm.run(|| shared.feed(Primary::advance_time));
+        std::thread::Builder::new().name("time".into()).spawn(tick)
+    }
+
+    /// Waits until [`Shared::finished`] or [`Shared::take_failure`] may have something.
+    pub async fn wait_for_end(&self) {
+        self.over.notified().await;
     }
 
     /// Has the term leased, where the arbiter does that: nothing leaves before it is.
