@@ -496,11 +496,13 @@ impl<M: Machine> Replayer<M> {
     }
 
     fn collect_outputs(&mut self) {
-        for output in self.machine.take_outputs() {
-            let (ordinal, at, hash) = (output.ordinal, output.at, output.output.hash());
-            self.course.unverified.push_back(Made { ordinal, hash, at });
-            self.course.outputs.push(output);
-        }
+        let before = self.course.outputs.len();
+        self.machine.append_outputs(&mut self.course.outputs);
+        let made = self.course.outputs[before..].iter();
+        self.course.unverified.extend(made.map(|output| {
+            let hash = output.output.hash();
+            Made { ordinal: output.ordinal, hash, at: output.at }
+        }));
     }
 
     fn apply(&mut self, item: Item) -> Result<(), Divergence> {

@@ -1,6 +1,7 @@
 //! A batch of the log: what happened up to a moment, and the promise that nothing else did.
 
 use std::ops::Deref;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::ser::SerializeSeq;
@@ -65,7 +66,7 @@ impl Batch {
             digest_deltas: deltas("digest", digest_moments, self.end)?,
         };
         let (bytes, chain) = encode_frame(FrameKind::Batch, self.end_position(), previous, &body)?;
-        Ok(SealedBatch { batch: self, bytes, previous, chain })
+        Ok(SealedBatch { batch: Arc::new(self), bytes, previous, chain })
     }
 }
 
@@ -73,7 +74,8 @@ impl Batch {
 /// the wire, and are kept as they were received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealedBatch {
-    batch: Batch,
+    /// Shared like the bytes: each backup, the log on disk and who may ask for it again have it.
+    batch: Arc<Batch>,
     bytes: Bytes,
     previous: ChainHash,
     chain: ChainHash,
@@ -101,7 +103,8 @@ impl SealedBatch {
         let body: BodyIn = decode_plain(header.kind, &plain)?;
         let chain = frame.chain_after(&plain);
         let batch = body.into_batch(header.position).map_err(|cause| frame.malformed(cause))?;
-        Ok(SealedBatch { batch, bytes: frame.bytes().clone(), previous: header.previous, chain })
+        let bytes = frame.bytes().clone();
+        Ok(SealedBatch { batch: Arc::new(batch), bytes, previous: header.previous, chain })
     }
 
     /// What it says.
@@ -111,7 +114,7 @@ impl SealedBatch {
 
     /// What it says, without the bytes.
     pub fn into_batch(self) -> Batch {
-        self.batch
+        Arc::unwrap_or_clone(self.batch)
     }
 
     /// Its frame as stored and shipped.

@@ -44,6 +44,11 @@ pub trait Machine: Send {
     /// Takes what the machine sent to the world since the last call, oldest first.
     fn take_outputs(&mut self) -> Vec<LoggedOutput>;
 
+    /// The same, to the end of a list that its owner fills again and again.
+    fn append_outputs(&mut self, list: &mut Vec<LoggedOutput>) {
+        list.append(&mut self.take_outputs());
+    }
+
     /// Digest of the whole state. Costs a hash of the pages written since the last call.
     fn digest(&mut self) -> Digest;
 

@@ -252,6 +252,10 @@ impl Machine for RiscvMachine {
         self.board.outputs.take()
     }
 
+    fn append_outputs(&mut self, list: &mut Vec<LoggedOutput>) {
+        self.board.outputs.append_to(list);
+    }
+
     fn digest(&mut self) -> Digest {
         let state = self.encoded_state();
         self.digest_with(&state)

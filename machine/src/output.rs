@@ -70,6 +70,12 @@ impl Outputs {
         std::mem::take(&mut self.waiting)
     }
 
+    /// Takes the outputs to the end of a list.
+    pub fn append_to(&mut self, list: &mut Vec<LoggedOutput>) {
+        self.fresh = false;
+        list.append(&mut self.waiting);
+    }
+
     /// A frame leaves network device `port`.
     pub fn frame(&mut self, at: Moment, port: u8, frame: Bytes) {
         self.push(at, Output::Frame { port, frame });

@@ -1,6 +1,6 @@
 //! Cuts recorded execution into batches, and the batches into a chain.
 
-use log_format::{Batch, ChainHash, Event, LoggedEvent, Moment, Position, SealedBatch};
+use log_format::{Batch, ChainHash, Event, LoggedEvent, LoggedOutput, Moment, Position, SealedBatch};
 
 use crate::recorder::Recorded;
 
@@ -36,19 +36,24 @@ impl Batcher {
         Batcher { open, chain, open_bytes: 0, opened_at_ns: None }
     }
 
-    /// Adds a stretch of execution. Of its outputs, the hashes are kept.
-    pub fn push(&mut self, recorded: Recorded, now_ns: u64) {
+    /// Adds a stretch of execution. Of its outputs, the hashes are kept: they are given back.
+    pub fn push(&mut self, recorded: Recorded, now_ns: u64) -> Vec<LoggedOutput> {
         let Recorded { events, digests, outputs, end, busy_ns: _ } = recorded;
         let payload_bytes: u64 = events.iter().map(event_bytes).sum();
         self.open_bytes +=
             payload_bytes + digests.len() as u64 * DIGEST_BYTES + outputs.len() as u64 * HASH_BYTES;
-        self.open.events.extend(events);
+        if self.open.events.is_empty() {
+            self.open.events = events;
+        } else {
+            self.open.events.extend(events);
+        }
         self.open.digests.extend(digests);
         self.open.output_hashes.extend(outputs.iter().map(|logged| logged.output.hash()));
         self.open.end = end;
         if !self.open.is_pure_mark() {
             self.opened_at_ns.get_or_insert(now_ns);
         }
+        outputs
     }
 
     /// Seals what was gathered, also if that is nothing but a mark.

@@ -424,7 +424,7 @@ impl<M: Machine> Recorder<M> {
         let digest_icount = self.digest_at.icount.saturating_add(self.config.digest_interval_instructions);
         let slice_end = here.icount.saturating_add(self.config.slice_instructions);
         let exit = self.machine.run(slice_end.min(digest_icount.max(here.icount + 1)));
-        self.pending.outputs.append(&mut self.machine.take_outputs());
+        self.machine.append_outputs(&mut self.pending.outputs);
         match exit {
             // Nobody debugs a machine while it is recorded, so it never stops for that.
             Exit::Limit | Exit::Output | Exit::Stopped => {}

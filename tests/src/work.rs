@@ -296,7 +296,8 @@ fn buffer_round() -> Work {
 
 // --- the primary's core -------------------------------------------------------------------
 
-const CONNECTION: ConnectionId = ConnectionId(1);
+/// The backup of [`protected`].
+pub const CONNECTION: ConnectionId = ConnectionId(1);
 
 /// What the machine did between two answers.
 fn recorded(number: u64, frame: &Bytes) -> Recorded {
@@ -351,8 +352,8 @@ fn core_protected() -> Work {
     })
 }
 
-/// A primary whose backup is counted on.
-fn protected() -> Primary {
+/// A primary whose backup, at [`CONNECTION`], is counted on.
+pub fn protected() -> Primary {
     let mut primary = primary();
     primary.handle_connected(CONNECTION, None, 0);
     let hello = Hello {

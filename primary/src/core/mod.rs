@@ -256,14 +256,14 @@ impl Primary {
         if self.is_over() {
             return;
         }
-        for output in &recorded.outputs {
-            self.buffer.hold(output.clone(), now_ns);
-        }
         // Where no log is shipped, the next increment ends the batch.
         let waits = self.buffer.is_protected() && self.modes.present.ships_log();
         let urgent = !recorded.outputs.is_empty() && waits;
         self.busy_ns += recorded.busy_ns;
-        self.batcher.push(recorded, now_ns);
+        // Held before the batch that covers them is sealed.
+        for output in self.batcher.push(recorded, now_ns) {
+            self.buffer.hold(output, now_ns);
+        }
         if urgent || self.batcher.open_bytes() >= self.config.batch_max_bytes {
             self.seal(now_ns);
         }

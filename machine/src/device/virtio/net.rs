@@ -133,11 +133,11 @@ impl Net {
         while let Some(frame) = self.backlog.front() {
             let mergeable = features & FEATURE_MERGEABLE != 0;
             let needed = (HEADER_BYTES + frame.len()) as u64;
-            let Some(chains) = take_buffers(queue, environment, needed, &mut available, mergeable)? else {
+            let Some(buffers) = take_buffers(queue, environment, needed, &mut available, mergeable)? else {
                 break;
             };
             if let Some(frame) = self.backlog.pop_front() {
-                fill_buffers(queue, environment, &chains, &frame)?;
+                fill_buffers(queue, environment, &buffers, &frame)?;
             }
         }
         Ok(())
@@ -172,6 +172,12 @@ impl Net {
     }
 }
 
+/// What a frame is written to: nearly always one buffer.
+struct Buffers {
+    first: Chain,
+    more: Vec<Chain>,
+}
+
 /// Takes buffers for `needed` bytes. A single buffer that is too small takes the head of
 /// the frame only where buffers do not merge, as hardware would. `None` when there are not
 /// enough: nothing is then taken.
@@ -181,37 +187,42 @@ fn take_buffers(
     needed: u64,
     available: &mut u16,
     mergeable: bool,
-) -> Result<Option<Vec<Chain>>, Broken> {
-    let mut chains: Vec<Chain> = Vec::new();
-    let mut room = 0;
-    while room < needed && (mergeable || chains.is_empty()) {
-        if *available == chains.len() as u16 {
-            chains.iter().for_each(|_| queue.unpop());
+) -> Result<Option<Buffers>, Broken> {
+    let mut buffers: Option<Buffers> = None;
+    let (mut taken, mut room) = (0, 0);
+    while room < needed && (mergeable || taken == 0) {
+        if *available == taken {
+            (0..taken).for_each(|_| queue.unpop());
             return Ok(None);
         }
         let chain = queue.pop(environment.ram)?;
+        taken += 1;
         room += chain.writable_bytes();
-        chains.push(chain);
+        match &mut buffers {
+            None => buffers = Some(Buffers { first: chain, more: Vec::new() }),
+            Some(buffers) => buffers.more.push(chain),
+        }
     }
-    *available -= chains.len() as u16;
-    Ok(Some(chains))
+    *available -= taken;
+    Ok(buffers)
 }
 
-/// Writes a header and the frame over `chains`, and gives them back.
+/// Writes a header and the frame over the buffers, and gives them back.
 fn fill_buffers(
     queue: &mut Queue,
     environment: &mut Environment<'_>,
-    chains: &[Chain],
+    buffers: &Buffers,
     frame: &[u8],
 ) -> Result<(), Broken> {
-    let mut bytes = vec![0; HEADER_BYTES];
-    bytes[10..].copy_from_slice(&(chains.len() as u16).to_le_bytes());
-    bytes.extend_from_slice(frame);
-    let mut rest = &bytes[..];
-    for chain in chains {
-        let written = scatter(environment.ram, &chain.writable, 0, rest)?;
-        rest = &rest[written..];
-        queue.push_used(environment.ram, chain.head, written as u32)?;
+    let Buffers { first, more } = buffers;
+    let mut header = [0; HEADER_BYTES];
+    header[10..].copy_from_slice(&(1 + more.len() as u16).to_le_bytes());
+    let (mut header, mut frame) = (&header[..], frame);
+    for chain in std::iter::once(first).chain(more) {
+        let of_header = scatter(environment.ram, &chain.writable, 0, header)?;
+        let of_frame = scatter(environment.ram, &chain.writable, of_header as u64, frame)?;
+        (header, frame) = (&header[of_header..], &frame[of_frame..]);
+        queue.push_used(environment.ram, chain.head, (of_header + of_frame) as u32)?;
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The device's side of a split virtqueue (virtio 1.2, section 2.7).
 
+use std::ops::Deref;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ram::{OutsideRam, Ram};
@@ -56,7 +58,7 @@ impl Default for Queue {
 }
 
 /// A part of a buffer: `len` bytes at guest-physical `address`, all inside RAM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Segment {
     /// Where it begins.
     pub address: u64,
@@ -70,9 +72,43 @@ pub struct Chain {
     /// Its first descriptor, which names it when it is given back.
     pub head: u16,
     /// What the device may read.
-    pub readable: Vec<Segment>,
+    pub readable: Segments,
     /// What the device may write.
-    pub writable: Vec<Segment>,
+    pub writable: Segments,
+}
+
+/// Segments in order. A frame's few need no memory of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Segments {
+    /// How many of `few` there are.
+    len: usize,
+    few: [Segment; FEW_SEGMENTS],
+    /// All of them, where they are more.
+    many: Vec<Segment>,
+}
+
+const FEW_SEGMENTS: usize = 4;
+
+impl Segments {
+    fn push(&mut self, segment: Segment) {
+        if let Some(place) = self.few.get_mut(self.len).filter(|_| self.many.is_empty()) {
+            *place = segment;
+            self.len += 1;
+            return;
+        }
+        if self.many.is_empty() {
+            self.many.extend_from_slice(&self.few);
+        }
+        self.many.push(segment);
+    }
+}
+
+impl Deref for Segments {
+    type Target = [Segment];
+
+    fn deref(&self) -> &[Segment] {
+        if self.many.is_empty() { &self.few[..self.len] } else { &self.many }
+    }
 }
 
 /// Which of a queue's three addresses a register names.
@@ -190,7 +226,7 @@ impl Queue {
     /// # Errors
     /// When its descriptors break a rule.
     pub fn chain(&self, ram: &Ram, head: u16) -> Result<Chain, Broken> {
-        let mut chain = Chain { head, readable: Vec::new(), writable: Vec::new() };
+        let mut chain = Chain { head, readable: Segments::default(), writable: Segments::default() };
         let mut table = Table { address: self.descriptors, len: self.size.into(), indirect: false };
         let mut index = u32::from(head);
         for _ in 0..self.size {
