@@ -109,7 +109,7 @@ impl Default for HartOptions {
             semantics: Semantics::NEWEST,
             sbi_builtin: false,
             watched: None,
-            code_cache_bytes: 10 << 20,
+            code_cache_bytes: 8 << 20,
             engine: Engine::Auto,
             translate_after: 32,
         }
