@@ -22,7 +22,9 @@ class Memory:
 
 
 def memory_of(pid, guest_bytes):
-    """The guest's own memory is the writable mapping, not executable, whose size is nearest above."""
+    """The guest's own memory is the writable mapping, not executable, whose size is nearest above. By how much it
+    is larger, the kernel merged neighbours into it: all of that counts as if it were there, and not as the guest's.
+    """
     try:
         mappings = Path(f"/proc/{pid}/smaps").read_text()
     except OSError as wrong:
@@ -35,7 +37,8 @@ def memory_of(pid, guest_bytes):
             candidates.append((size_kib, pss_kib))
     if not candidates:
         raise BenchError(f"process {pid} has no mapping that could hold a guest of {guest_bytes} bytes")
-    guest_kib = min(candidates)[1]
+    size_kib, pss_kib = min(candidates)
+    guest_kib = max(0, pss_kib - (size_kib - guest_bytes // 1024))
     return Memory(guest_kib / 1024, (total_kib - guest_kib) / 1024)
 
 
