@@ -22,7 +22,7 @@ use crate::device::vmgenid::{self, VmGenId};
 use crate::disk::Disk;
 use crate::map;
 use crate::output::Outputs;
-use crate::ram::{OutsideRam, PAGE_BYTES, RAM_BASE, Ram};
+use crate::ram::{OutsideRam, RAM_BASE, Ram};
 use crate::sbi::CONSOLE_CALL_BYTES;
 
 const LINE_MACHINE_SOFTWARE: u64 = 1 << 3;
@@ -105,10 +105,10 @@ impl Devices {
 
 impl Board {
     /// A board as at power-on.
-    pub fn new(config: &MachineConfig, disks: Vec<Disk>) -> Board {
+    pub fn new(config: &MachineConfig, ram: Ram, disks: Vec<Disk>) -> Board {
         let devices = Devices::new(config, &disks);
         Board {
-            ram: Ram::new(config.memory_bytes / PAGE_BYTES as u64),
+            ram,
             clock: Clock::new(config.instruction_ps),
             devices,
             outputs: Outputs::default(),

@@ -160,6 +160,16 @@ pub enum ConfigError {
         "guest memory must be a multiple of 4096 between {MIN_MEMORY_BYTES} and {MAX_MEMORY_BYTES} bytes, not {0}"
     )]
     Memory(u64),
+    /// The host has no room for the memory.
+    #[error(
+        "this host has no room for {bytes} bytes of guest memory ({message}); give the machine less with --memory"
+    )]
+    HostMemory {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the host said.
+        message: String,
+    },
     /// Guest time would stand still or fly.
     #[error("an instruction takes 1 to 1000000 picoseconds of guest time, not {0}")]
     InstructionTime(u64),

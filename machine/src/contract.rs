@@ -82,8 +82,8 @@ pub trait Machine: Send {
     /// [`Machine::restore_part`] afterwards are zero.
     ///
     /// # Errors
-    /// When the head is not one of a machine with this identity and semantics. The machine
-    /// is then unchanged.
+    /// When the head is not one of a machine with this identity and semantics, or the host has no
+    /// room for its memory. The machine is then unchanged.
     fn restore_begin(&mut self, head: &CheckpointHead) -> Result<(), RestoreError>;
 
     /// Replaces everything but pages and disk blocks by what an increment's head holds.
@@ -263,6 +263,9 @@ pub enum RestoreError {
         /// On this side.
         expected: String,
     },
+    /// This host has no room for the memory.
+    #[error("this host has no room for the guest's memory ({0}); make room")]
+    HostMemory(String),
     /// Its bytes do not decode.
     #[error("the checkpoint's machine state does not decode: {0}; take a new checkpoint")]
     Malformed(String),

@@ -85,7 +85,10 @@ impl RiscvMachine {
             turn: Turn { hart: 0, left: 0 },
             statuses: vec![HartStatus::Stopped; config.harts],
         };
-        let mut board = Board::new(&config, disks);
+        let bytes = config.memory_bytes;
+        let ram = Ram::try_new(bytes / PAGE_BYTES as u64)
+            .map_err(|error| ConfigError::HostMemory { bytes, message: error.to_string() })?;
+        let mut board = Board::new(&config, ram, disks);
         board.tohost = plan.tohost;
         let stops = Stops::default();
         Ok(RiscvMachine { config, identity, kind, plan, board, harts, core, stops, increment: None })
@@ -336,6 +339,8 @@ impl Machine for RiscvMachine {
 
     fn restore_begin(&mut self, head: &CheckpointHead) -> Result<(), RestoreError> {
         let state = self.decode_state(head)?;
+        let ram = Ram::try_new(self.config.memory_bytes / PAGE_BYTES as u64)
+            .map_err(|error| RestoreError::HostMemory(error.to_string()))?;
         self.increment = None;
         self.board.host_fault = None;
         for index in 0..self.board.disks.len() {
@@ -343,7 +348,7 @@ impl Machine for RiscvMachine {
             let reverted = disk.begin_change().and_then(|()| disk.revert());
             self.or_fault(index, reverted);
         }
-        self.board.ram = Ram::new(self.config.memory_bytes / PAGE_BYTES as u64);
+        self.board.ram = ram;
         self.apply(state);
         Ok(())
     }

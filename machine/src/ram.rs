@@ -9,9 +9,11 @@ mod memory;
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use log_format::Page;
+use nix::errno::Errno;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use freeze::{FullFreeze, IncrementFreeze};
@@ -109,12 +111,25 @@ pub struct OutsideRam;
 
 impl Ram {
     /// Memory of `pages` pages of zeros. The host gives pages only as they are touched.
+    ///
+    /// # Panics
+    /// Where [`Ram::try_new`] fails.
     pub fn new(pages: u64) -> Ram {
-        let pages = usize::try_from(pages).expect("guest memory fits the address space");
+        Ram::try_new(pages).expect("the host has room for the guest's memory")
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// When the host has no room for it.
+    pub fn try_new(pages: u64) -> io::Result<Ram> {
+        let pages = usize::try_from(pages).map_err(|_| Errno::ENOMEM)?;
+        let bytes = pages.checked_mul(PAGE_BYTES).ok_or(Errno::ENOMEM)?;
+        let bytes = Memory::new(bytes)?;
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Ram {
+        Ok(Ram {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-            bytes: Memory::new(pages * PAGE_BYTES),
+            bytes,
             flags: vec![0; pages].into_boxed_slice(),
             write_generation: 0,
             watched: VecDeque::new(),
@@ -129,7 +144,7 @@ impl Ram {
             hash_sum: 0,
             full: None,
             increment: None,
-        }
+        })
     }
 
     /// Tells this memory from every other of this process: pointers into it are worth

@@ -188,7 +188,7 @@ impl Vm {
     }
 
     /// Makes the machine of its boot images, which [`ImageSources::named`] has in this order.
-    /// They are in its memory yet.
+    /// They are still in its memory.
     pub fn build_with(&self, mode: DiskMode, images: &[Bytes]) -> Result<RiscvMachine> {
         let stores: Vec<Box<dyn BlockStore>> =
             self.disks.iter().map(|spec| disk::open(spec, mode)).collect::<Result<_>>()?;

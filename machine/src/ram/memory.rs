@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Bytes, all zero at first. The host gives pages only as they are touched.
@@ -23,19 +24,18 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// # Panics
+    /// # Errors
     /// When the host has no room for as many bytes, or they are none.
-    pub fn new(bytes: usize) -> Memory {
-        let bytes = NonZeroUsize::new(bytes).expect("a guest has memory");
+    pub fn new(bytes: usize) -> Result<Memory, Errno> {
+        let bytes = NonZeroUsize::new(bytes).ok_or(Errno::EINVAL)?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: an anonymous private mapping at an address of the kernel's choice touches nothing
         // that is there.
-        let start = unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE) }
-            .unwrap_or_else(|error| panic!("no room for {bytes} bytes of guest memory: {error}"));
+        let start = unsafe { mmap_anonymous(None, bytes, protection, MapFlags::MAP_PRIVATE) }?;
         // SAFETY: the range is the mapping, and the advice changes nothing of what it holds. A host
         // that has no huge pages says so, and that is no harm.
         _ = unsafe { madvise(start, bytes.get(), MmapAdvise::MADV_HUGEPAGE) };
-        Memory { start, bytes }
+        Ok(Memory { start, bytes })
     }
 }
 

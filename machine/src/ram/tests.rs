@@ -300,3 +300,10 @@ proptest! {
         prop_assert_eq!(model.ram.digest(), digest_of(&model.contents));
     }
 }
+
+#[test]
+fn memory_that_no_host_has_is_an_error() {
+    for pages in [0, 1 << 50, u64::MAX / 4096, u64::MAX] {
+        assert!(Ram::try_new(pages).is_err(), "{pages} pages");
+    }
+}

@@ -169,7 +169,10 @@ fn instruction(random: &mut Random, flavour: Flavour) -> u32 {
             }
         }
         0x73 => {
-            let csr = random.pick(&[1, 2, 3, 1, 3, 0x340, 0xb00, 0xb02, 0xc01, 0x300, 0x344, 0xf14]);
+            let csr = random.pick(&[
+                1, 2, 3, 1, 3, 0x340, 0xb00, 0xb02, 0xc01, 0x300, 0x344, 0xf14, 0x100, 0x140, 0x141, 0x142,
+                0x143,
+            ]);
             // Of `mstatus`, FS is switched off and on.
             let csr_set = random.pick(&[1, 2, 3, 5, 6, 7]);
             match csr {
