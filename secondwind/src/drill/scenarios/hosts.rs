@@ -1,9 +1,11 @@
 //! The hosts of a scenario: an agent on each, a link between each two, and the arbiter.
 //!
-//! Every agent reaches every other through a proxy of its own, so that each link can be made
-//! bad, one way or both, while the hosts run.
+//! Where a step makes a link bad, each of its two agents reaches the other through a proxy of its own,
+//! so that it can be made bad one way or both, while the hosts run. Any other link is direct: what is
+//! measured on it is the agents' own.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,7 +22,7 @@ use nix::sys::signal::Signal;
 
 use super::etcd::Etcd;
 use super::file::{ArbiterKind, Scenario};
-use super::step::{ArbiterState, DiskState, Host, LinkChange, Role, Who};
+use super::step::{ArbiterState, DiskState, Host, LinkChange, Role, Step, Who};
 use crate::agent::PROTOCOL_VARIABLE;
 use crate::control::Request;
 use crate::drill::agents::{Agent, AgentFiles};
@@ -42,6 +44,7 @@ pub struct Setting {
 /// All hosts.
 pub struct Hosts {
     hosts: Vec<HostState>,
+    /// From whom to whom; of the links that are ever made bad.
     links: BTreeMap<(Host, Host), LinkProxy>,
     setting: Setting,
     guest: &'static str,
@@ -104,11 +107,13 @@ impl Hosts {
             hosts.push(HostState { address, agent, earlier, is_paused: false, is_upgraded: false });
         }
         let mut links = BTreeMap::new();
-        for &from in &names {
-            for &to in names.iter().filter(|to| **to != from) {
-                let server = hosts[to.0].address.to_string();
-                let proxy = LinkProxy::start("127.0.0.1:0", &server, Conditions::default()).await?;
-                links.insert((from, to), proxy);
+        for change in scenario.steps.iter().filter_map(Step::link_change) {
+            let (first, second) = change.between;
+            for (from, to) in [(first, second), (second, first)] {
+                if let Entry::Vacant(link) = links.entry((from, to)) {
+                    let server = hosts[to.0].address.to_string();
+                    link.insert(LinkProxy::start("127.0.0.1:0", &server, Conditions::default()).await?);
+                }
             }
         }
         let mut flags = scenario.agents.flags();
@@ -195,8 +200,10 @@ impl Hosts {
         command.env(store::fault::VARIABLE, self.disk_file(host));
         // A backup needs addresses; a primary that has some goes on as a backup once it is replaced.
         if self.has_peers || role != Role::Primary {
-            for (_, proxy) in self.links.iter().filter(|((from, _), _)| *from == host) {
-                command.arg("--peer").arg(proxy.address().to_string());
+            for peer in self.names().filter(|peer| *peer != host) {
+                let link = self.links.get(&(host, peer));
+                let address = link.map_or(self.hosts[peer.0].address, LinkProxy::address);
+                command.arg("--peer").arg(address.to_string());
             }
         }
         Ok(command)

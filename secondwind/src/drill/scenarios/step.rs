@@ -39,6 +39,16 @@ pub struct Step {
     pub action: Option<Action>,
 }
 
+impl Step {
+    /// What becomes of a link, if that is what the step does.
+    pub fn link_change(&self) -> Option<&LinkChange> {
+        match &self.action {
+            Some(Action::Link(change)) => Some(change),
+            _ => None,
+        }
+    }
+}
+
 /// What a step does.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
