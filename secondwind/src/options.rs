@@ -150,10 +150,10 @@ layered! {
         /// [default: continue]
         #[arg(long, value_name = "continue|pause", help_heading = "Pair")]
         on_backup_loss: Option<String>,
-        /// Heartbeat interval in milliseconds [default: 20]
+        /// Heartbeat interval in milliseconds [default: 40]
         #[arg(long, value_name = "MS", help_heading = "Pair")]
         heartbeat_ms: Option<u64>,
-        /// Shortest silence that can count as a failure, in milliseconds [default: 100]
+        /// Shortest silence that can count as a failure, in milliseconds [default: 120]
         #[arg(long, value_name = "MS", help_heading = "Pair")]
         detection_floor_ms: Option<u64>,
         /// Socket on which `secondwind status` and `takeover` reach this agent

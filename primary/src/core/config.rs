@@ -171,7 +171,7 @@ impl CoreConfig {
             node: node.to_owned(),
             identity,
             on_backup_loss: OnBackupLoss::default(),
-            heartbeat_interval_ns: 20 * MILLISECOND_NS,
+            heartbeat_interval_ns: 40 * MILLISECOND_NS,
             detector: DetectorConfig::default(),
             batch_interval_ns: 2 * MILLISECOND_NS,
             batch_max_bytes: 64 << 10,

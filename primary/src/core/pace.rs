@@ -102,13 +102,13 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Runs a guest beside a replay that is slower, for so many heartbeats of 20 ms; gives by how much it
+    /// Runs a guest beside a replay that is slower, for so many heartbeats of 40 ms; gives by how much it
     /// is behind at the end.
     fn behind_after(heartbeats: u64, replay_percent: u64, behind_ns: u64) -> (Pace, u64) {
         let (mut pace, mut guest_ns) = (Pace::default(), behind_ns);
         let (mut replayed_ns, mut now_ns) = (0, 0);
         for _ in 0..heartbeats {
-            for _ in 0..20 {
+            for _ in 0..40 {
                 now_ns += MILLISECOND_NS;
                 pace.advance(true, now_ns);
                 guest_ns += if pace.rests() { 0 } else { MILLISECOND_NS };

@@ -62,14 +62,13 @@ impl Settings {
             bail!("--name {name:?} is not a name; use 1 to 63 characters without a slash");
         }
         let (node, security) = identity(options.node, options.keys.as_deref(), options.insecure)?;
-        let heartbeat_ms = options.heartbeat_ms.unwrap_or(20);
-        if !(1..=10_000).contains(&heartbeat_ms) {
-            bail!("--heartbeat-ms {heartbeat_ms} is out of range; choose 1 to 10000");
+        let mut detector = DetectorConfig::default();
+        if let Some(heartbeat_ms) = options.heartbeat_ms {
+            if !(1..=10_000).contains(&heartbeat_ms) {
+                bail!("--heartbeat-ms {heartbeat_ms} is out of range; choose 1 to 10000");
+            }
+            detector.heartbeat_interval_ns = heartbeat_ms * MILLISECOND_NS;
         }
-        let mut detector = DetectorConfig {
-            heartbeat_interval_ns: heartbeat_ms * MILLISECOND_NS,
-            ..DetectorConfig::default()
-        };
         if let Some(floor_ms) = options.detection_floor_ms {
             detector.min_timeout_ns = floor_ms.saturating_mul(MILLISECOND_NS);
             detector.max_timeout_ns = detector.max_timeout_ns.max(detector.min_timeout_ns);
