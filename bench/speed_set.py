@@ -4,6 +4,8 @@ grows."""
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ import services
 from figures import Bar, Figure, Measure, Outcome, median, ratio
 from main_set import time_of
 from pair import MODES, Pair
-from programs import BenchError, Running, run_to_end
+from programs import PROJECT, BenchError, Running, run_to_end
 from resources import busy_percent, memory_of
 
 SCALE = 4
@@ -25,6 +27,7 @@ BEGIN, BETWEEN = "BENCH start", ("made",)
 IDLE_SETTLE_S, IDLE_RECORDED_S, IDLE_WATCHED_S = 10, 40, 30
 PEER_IDLE_S = 10
 GUEST_BYTES = 256 << 20
+HOST = "the host itself"
 PEERS = ("QEMU", "QEMU, icount", "QEMU, rr=record", "QEMU, rr=replay")
 
 
@@ -32,13 +35,14 @@ PEERS = ("QEMU", "QEMU, icount", "QEMU, rr=record", "QEMU, rr=replay")
 class Run:
     """One boot and one pass through the parts, timed by the host."""
 
-    boot_s: float
+    boot_s: float | None
     parts_s: dict
-    sums: str
+    sums: str | None
     cpu_s: float | None = None  # of the whole program
 
     def of(self, names):
-        return sum(self.parts_s[name] for name in names)
+        """None where not all of these parts were run."""
+        return sum(self.parts_s[name] for name in names) if set(names) <= set(self.parts_s) else None
 
 
 # --- computing ----------------------------------------------------------------------------
@@ -55,7 +59,7 @@ def make_runs(bench):
         for subject, take in subjects(bench):
             bench.say(f"round {number + 1}: computing, {subject}")
             runs.setdefault(subject, []).append(take())
-    if len({run.sums for taken in runs.values() for run in taken}) != 1:
+    if len({run.sums for taken in runs.values() for run in taken} - {None}) != 1:
         raise BenchError("the checksums differ between machines: one of them computes wrongly")
     return runs
 
@@ -80,7 +84,28 @@ def subjects(bench):
         icount |= {f"QEMU, rr={way}": f"shift=auto,rr={way},rrfile={rr_log}" for way in ("record", "replay")}
         found.append(("QEMU", ended(bench.qemu(job))))
         found += [(name, ended(bench.qemu(job, "-icount", words))) for name, words in icount.items()]
+    if shutil.which("cc"):
+        found.append((HOST, lambda: native(bench)))
     return found
+
+
+def native(bench):
+    """The guest's own programs, compiled for the host: what there is to be had of it."""
+    parts_s = {}
+    for program in bench.once("native", lambda: compiled(bench)):
+        ended = subprocess.run([program, str(SCALE)], capture_output=True, text=True, timeout=RUN_LIMIT_S)
+        found = re.findall(r"BENCH (\w+) sum=\w+ ns=(\d+)", ended.stdout)
+        parts_s |= {name: int(ns) / 1e9 for name, ns in found if name not in BETWEEN}
+    return Run(None, parts_s, None)
+
+
+def compiled(bench):
+    programs = []
+    for name in ("bench", "system"):
+        programs.append(bench.folder("native").parent / name)
+        source = PROJECT / "guest/debian/src" / f"{name}.c"
+        run_to_end(["cc", "-O2", "-o", programs[-1], source], RUN_LIMIT_S)
+    return programs
 
 
 def protected(bench, mode, vm):
@@ -122,10 +147,14 @@ def against_peer(runs, seconds):
     peer = [seconds(run) for run in runs["QEMU"]]
     bars = []
     for subject, taken in runs.items():
-        values = [peer_s / seconds(run) for peer_s, run in zip(peer, taken)]
-        bars.append(Bar(subject, values, "x", subject in PEERS))
-    ours = [seconds(run) for run in runs["unprotected"]]
-    outcome = ratio(peer, ours, f"{median(ours):.2f} s; QEMU {median(peer):.2f} s", peer=1)
+        if None not in map(seconds, taken):
+            values = [peer_s / seconds(run) for peer_s, run in zip(peer, taken)]
+            bars.append(Bar(subject, values, "x", subject in PEERS))
+    ours, host = ([seconds(run) for run in runs.get(subject, [])] for subject in ("unprotected", HOST))
+    note = f"{median(ours):.2f} s; QEMU {median(peer):.2f} s"
+    if host and None not in host:
+        note += f"; {HOST} {median(host):.2f} s"
+    outcome = ratio(peer, ours, note, peer=1)
     outcome.bars = bars
     return outcome
 
