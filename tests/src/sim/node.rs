@@ -98,8 +98,8 @@ pub struct Node {
     pub log_busy: bool,
     /// The machine that its last life ran, or followed with.
     pub left: Option<ToyMachine>,
-    /// The block that was not right, if one was, when its disk was last hashed for a comparison.
-    pub hashed_rotten: Option<u64>,
+    /// By term: the block that was not right, if one was, when its disk was last hashed for a comparison.
+    pub hashed_rotten: BTreeMap<u64, Option<u64>>,
     /// The machine before its log, on its disk, where output waits for the disks.
     pub base: Option<Base>,
     /// What its disk held when its power failed.
@@ -144,7 +144,7 @@ impl Node {
             log: None,
             log_busy: false,
             left: None,
-            hashed_rotten: None,
+            hashed_rotten: BTreeMap::new(),
             base: None,
             durable: None,
             lease_until_ns: 0,

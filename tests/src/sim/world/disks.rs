@@ -49,27 +49,32 @@ impl World {
         self.operator_says(primary::Operator::CompareDisks);
     }
 
-    /// A backup's replay thread hashed its disk: as it was.
+    /// A backup's replay thread hashed its disk, for the primary of its term: as it was.
     pub(super) fn note_hashed(&mut self, node: usize, report: &FromReplayer) {
         if let ReplayReport::DiskHashes(hashes) = &report.report
             && hashes.is_last
             && let Role::Backup(standing) = &mut self.nodes[node].role
         {
+            let term = standing.core.term();
             let machine = standing.worker.following_machine();
-            self.nodes[node].hashed_rotten = machine.and_then(|machine| machine.disk_mut().was_rotten());
+            let rotten = machine.and_then(|machine| machine.disk_mut().was_rotten());
+            self.nodes[node].hashed_rotten.insert(term, rotten);
         }
     }
 
-    /// What is said of a comparison must be true.
+    /// What is said of a comparison must be true. A primary that was replaced may say it late: its backups may
+    /// have hashed their disks for another by then.
     pub(super) fn disks_compared(&mut self, primary: usize, found: &Result<DiskComparison, String>) {
         let Ok(found) = found else { return self.count("disks not compared") };
+        let Role::Primary(live) = &self.nodes[primary].role else { return };
+        let term = live.core.term();
         for backup in &found.backups {
             let Some(node) = self.position_of(&backup.node) else { continue };
             if backup.error.is_some() {
                 self.count("disks not compared");
                 continue;
             }
-            let rotten = self.nodes[node].hashed_rotten;
+            let rotten = self.nodes[node].hashed_rotten.get(&term).copied().flatten();
             let expected: Vec<(u8, u64)> = rotten.into_iter().map(|index| (0, index)).collect();
             if backup.first != expected || backup.differing_blocks != expected.len() as u64 {
                 let name = &self.nodes[primary].name;
