@@ -19,26 +19,28 @@ fn field_kib(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// The resident part of the largest mapping that is big enough for the guest's memory.
+/// What is resident of the guest's memory: of the writable mapping whose size is nearest above. By how
+/// much it is larger, the kernel merged neighbours into it; all of that counts as if it were resident, and not as
+/// the guest's.
 fn guest_resident_kib(smaps: &str, guest_kib: u64) -> u64 {
-    let mut largest = (0, 0);
-    let mut size_kib = 0;
+    let mut nearest: Option<(u64, u64)> = None;
+    let (mut writable, mut size_kib) = (false, 0);
     for line in smaps.lines() {
         let mut words = line.split_whitespace();
-        let (name, value) = (words.next().unwrap_or_default(), words.next());
-        let kib = || value.and_then(|value| value.parse().ok()).unwrap_or(0);
+        let (name, value) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let kib = || value.parse().unwrap_or(0);
         match name {
             "Size:" => size_kib = kib(),
-            "Rss:" => {
-                let resident_kib = kib();
-                if size_kib >= guest_kib {
-                    largest = largest.max((size_kib, resident_kib));
-                }
+            "Rss:" if writable && size_kib >= guest_kib => {
+                let found = (size_kib, kib());
+                nearest = Some(nearest.map_or(found, |nearest| nearest.min(found)));
             }
+            // A mapping begins: FROM-TO PERMISSIONS ...
+            _ if !name.ends_with(':') => writable = value.starts_with("rw-"),
             _ => {}
         }
     }
-    largest.1
+    nearest.map_or(0, |(size_kib, resident_kib)| resident_kib.saturating_sub(size_kib - guest_kib))
 }
 
 #[cfg(test)]
@@ -48,9 +50,11 @@ mod tests {
     #[test]
     fn the_guests_resident_part_is_found() {
         let smaps = "\
+7e00-7e01 r--p 0 fe:00 1 /usr/lib/locale/archive\nSize: 65536 kB\nRss: 500 kB\n\
 7f00-7f01 rw-p 0 00:00 0\nSize: 65600 kB\nKernelPageSize: 4 kB\nRss: 2000 kB\nPss: 2000 kB\n\
-7f02-7f03 rw-p 0 00:00 0 [heap]\nSize: 900 kB\nRss: 800 kB\n";
-        assert_eq!(guest_resident_kib(smaps, 65536), 2000);
+7f02-7f03 rw-p 0 00:00 0 [heap]\nSize: 900 kB\nRss: 800 kB\n\
+7f04-7f05 rw-p 0 00:00 0\nSize: 99000 kB\nRss: 9000 kB\n";
+        assert_eq!(guest_resident_kib(smaps, 65536), 2000 - 64, "neighbours of 64 KiB are in it");
         assert_eq!(guest_resident_kib(smaps, 1 << 20), 0, "no mapping can hold it");
     }
 
