@@ -5,7 +5,6 @@ grows."""
 import json
 import re
 import shutil
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -93,8 +92,8 @@ def native(bench):
     """The guest's own programs, compiled for the host: what there is to be had of it."""
     parts_s = {}
     for program in bench.once("native", lambda: compiled(bench)):
-        ended = subprocess.run([program, str(SCALE)], capture_output=True, text=True, timeout=RUN_LIMIT_S)
-        found = re.findall(r"BENCH (\w+) sum=\w+ ns=(\d+)", ended.stdout)
+        said = "\n".join(text for _, text in run_to_end([program, SCALE], RUN_LIMIT_S).program.lines)
+        found = re.findall(r"BENCH (\w+) sum=\w+ ns=(\d+)", said)
         parts_s |= {name: int(ns) / 1e9 for name, ns in found if name not in BETWEEN}
     return Run(None, parts_s, None)
 
